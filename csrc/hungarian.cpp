@@ -1,0 +1,93 @@
+#include "hungarian.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "hungarian_kernel.hpp"
+#include "isa.hpp"
+#include "parallel.hpp"
+
+namespace matchtir {
+namespace {
+
+// Problems handed out at a time: few enough to balance, enough to hide the counter.
+constexpr std::int64_t piece = 16;
+
+// Runs solve(b, scratch) -> flat index of a bad score or -1 over the batch; the first bad problem is reported.
+template <class Solve>
+Status for_each_problem(std::int64_t count, int threads, std::int64_t scratch_size, const Solve& solve) {
+    std::vector<std::int64_t> bad(static_cast<std::size_t>(count), -1);
+    parallel_for(count, piece, threads, scratch_size, [&](std::int64_t begin, std::int64_t end, double* scratch) {
+        for (std::int64_t b = begin; b < end; ++b) bad[static_cast<std::size_t>(b)] = solve(b, scratch);
+    });
+    const auto first = std::find_if(bad.begin(), bad.end(), [](std::int64_t cell) { return cell >= 0; });
+    if (first == bad.end()) return {};
+    return {Code::not_finite, first - bad.begin(), *first};
+}
+
+template <class T>
+HungarianKernel<T> kernel() {
+#if defined(MATCHTIR_HAS_AVX2)
+    if (active_isa() == Isa::avx2) return avx2::hungarian<T>;
+#endif
+    return baseline::hungarian<T>;
+}
+
+// `order` holds m * n indices.
+template <class T>
+std::int64_t greedy_one(const T* scores, std::int64_t m, std::int64_t n, bool partial, std::int64_t* matches,
+                        std::vector<std::int64_t>& order) {
+    order.resize(static_cast<std::size_t>(m * n));
+    std::iota(order.begin(), order.end(), std::int64_t{0});
+    for (const std::int64_t k : order)
+        if (!std::isfinite(scores[k])) return k;
+    std::sort(order.begin(), order.end(), [scores](std::int64_t x, std::int64_t y) {
+        return scores[x] != scores[y] ? scores[x] > scores[y] : x < y;
+    });
+    std::fill(matches, matches + m, std::int64_t{-1});
+    std::vector<char> taken(static_cast<std::size_t>(n), 0);
+    for (const std::int64_t k : order) {
+        if (partial && !(scores[k] > 0)) break;
+        const std::int64_t i = k / n, j = k % n;
+        if (matches[i] >= 0 || taken[static_cast<std::size_t>(j)]) continue;
+        matches[i] = j;
+        taken[static_cast<std::size_t>(j)] = 1;
+    }
+    return -1;
+}
+
+}  // namespace
+
+template <class T>
+Status hungarian(const T* scores, const std::int64_t* rows, const std::int64_t* cols, const std::int64_t* cells,
+                 const std::int64_t* calls, std::int64_t count, bool partial, int threads, std::int64_t* matches) {
+    std::int64_t scratch_size = 0;
+    for (std::int64_t b = 0; b < count; ++b) scratch_size = std::max(scratch_size, hungarian_scratch(rows[b], cols[b]));
+    const HungarianKernel<T> solve = kernel<T>();
+    return for_each_problem(count, threads, scratch_size, [=](std::int64_t b, double* scratch) {
+        return solve(scores + cells[b], rows[b], cols[b], partial, matches + calls[b], scratch);
+    });
+}
+
+template <class T>
+Status greedy(const T* scores, const std::int64_t* rows, const std::int64_t* cols, const std::int64_t* cells,
+              const std::int64_t* calls, std::int64_t count, bool partial, int threads, std::int64_t* matches) {
+    return for_each_problem(count, threads, 0, [=](std::int64_t b, double*) {
+        thread_local std::vector<std::int64_t> order;
+        return greedy_one(scores + cells[b], rows[b], cols[b], partial, matches + calls[b], order);
+    });
+}
+
+template Status hungarian(const float*, const std::int64_t*, const std::int64_t*, const std::int64_t*,
+                          const std::int64_t*, std::int64_t, bool, int, std::int64_t*);
+template Status hungarian(const double*, const std::int64_t*, const std::int64_t*, const std::int64_t*,
+                          const std::int64_t*, std::int64_t, bool, int, std::int64_t*);
+template Status greedy(const float*, const std::int64_t*, const std::int64_t*, const std::int64_t*,
+                       const std::int64_t*, std::int64_t, bool, int, std::int64_t*);
+template Status greedy(const double*, const std::int64_t*, const std::int64_t*, const std::int64_t*,
+                       const std::int64_t*, std::int64_t, bool, int, std::int64_t*);
+
+}  // namespace matchtir

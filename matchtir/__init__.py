@@ -1,0 +1,50 @@
+"""Turn-level credit for language models that call tools.
+
+>>> import matchtir as mt
+>>> gold = (mt.ToolCall("find", {"city": "Bern"}),)
+>>> rollouts = [
+...     mt.Trajectory((mt.Turn(gold), mt.Turn(answer="42")), gold, "42", group="q1"),
+...     mt.Trajectory((mt.Turn((mt.ToolCall("find", {"city": "Basel"}),)),), gold, "42", group="q1"),
+... ]
+>>> credit = mt.assign_credit(rollouts)
+>>> credit.turn_rewards.tolist()
+[[1.0, 1.0], [0.6666666666666666]]
+
+``credit.py`` composes the stages and is the first file to read.
+"""
+
+from __future__ import annotations
+
+from .credit import CreditConfig, assign_credit
+from .errors import BackendError, ConfigError, ConvergenceWarning, InputError, MatchtirError, RowError
+from .matching import match
+from .parse import parse_messages, parse_turn, trajectory_from_row
+from .scatter import scatter, spans_from_mask
+from .similarity import similarity
+from .types import Credit, Ragged, RaggedMatrix, ToolCall, Trajectory, Turn
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "ConfigError",
+    "ConvergenceWarning",
+    "Credit",
+    "CreditConfig",
+    "InputError",
+    "MatchtirError",
+    "Ragged",
+    "RaggedMatrix",
+    "RowError",
+    "ToolCall",
+    "Trajectory",
+    "Turn",
+    "assign_credit",
+    "match",
+    "parse_messages",
+    "parse_turn",
+    "scatter",
+    "similarity",
+    "spans_from_mask",
+    "trajectory_from_row",
+]

@@ -1,0 +1,5 @@
+"""`python -m matchtir`."""
+
+from .cli import run
+
+run()

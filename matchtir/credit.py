@@ -1,0 +1,287 @@
+"""Credit assignment end to end: from rollouts to one advantage a turn. The first file to read.
+
+    calls -similarity-> S -matching-> call rewards -rewards-> turn rewards -advantages-> turn advantages
+
+Every arrow is a module of that name, pure, with ragged arrays in and out; this one only chooses and
+composes. ``docs/advantages.md`` has the formulas and what each choice costs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from . import advantages as adv
+from .advantages import Baseline, Integration
+from .baselines import ftrl_rewards, toolrl_rewards
+from .errors import ConfigError, InputError, MatchtirError
+from .matching import Cost, Matching, match
+from .parse import trajectory_from_row
+from .rewards import outcome_rewards, trajectory_returns, turn_rewards
+from .similarity import NameMatch, ValueMatch, similarity
+from .types import Credit, Ragged, Trajectory
+
+IntegrationOrAuto = Literal["auto", Integration]
+Reward = Literal["matchtir", "outcome", "toolrl", "ftrl"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "matching": get_args(Matching),
+    "cost": get_args(Cost),
+    "value_match": get_args(ValueMatch),
+    "name_match": get_args(NameMatch),
+    "integration": get_args(IntegrationOrAuto),
+    "baseline": get_args(Baseline),
+    "reward": get_args(Reward),
+}
+# Field: its kind, what is allowed in words, and the test of it, which NaN fails.
+_NUMBERS: dict[str, tuple[type[Any], str, Callable[[Any], bool]]] = {
+    "penalty": (Real, "a finite number, 0 or more", lambda x: 0 <= x < math.inf),
+    "reg": (Real, "a finite number above 0", lambda x: 0 < x < math.inf),
+    "tol": (Real, "a finite number above 0", lambda x: 0 < x < math.inf),
+    "max_iter": (Integral, "a whole number, 1 or more", lambda x: x >= 1),
+    "gamma": (Real, "a number in [0, 1]", lambda x: 0 <= x <= 1),
+    "eps": (Real, "a finite number above 0", lambda x: 0 < x < math.inf),
+    "num_threads": (Integral, "None or a whole number, 1 or more", lambda x: x >= 1),
+}
+_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "reference": {"matching": "greedy", "integration": "mean", "name_match": "casefold"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CreditConfig:
+    """How credit is assigned. The defaults are the paper's; every value is checked on construction.
+
+    Parameters
+    ----------
+    matching : {"hungarian", "greedy", "sinkhorn"}
+        Maximum-weight matching (hard, eq. 5); pairs by descending score, as the published code does;
+        or entropic optimal transport (soft, eq. 6-7).
+    penalty : float
+        λ >= 0: an unmatched call gets -λ. Hard matching only.
+    cost : {"linear", "normalized", "exponential"}
+        Cost of the transport: -S, 1 - S rescaled to [0, 1], or -exp(S). Soft matching only.
+    reg, tol, max_iter : float, float, int
+        Entropic regularisation, and when the transport's iteration stops. Soft matching only.
+    value_match : {"exact", "normalized"}
+        When two values are equal: as JSON, or also ignoring case and surrounding space of strings.
+    name_match : {"exact", "casefold"}
+        When two tool names are equal.
+    gamma : float
+        Discount from turn to turn, in [0, 1].
+    integration : {"auto", "sum", "mean", "weighted_product", "weighted_sum", "trajectory", "turn"}
+        How the levels become one advantage, see :func:`matchtir.advantages.integrate`. "auto" is
+        "sum", the paper's, for the reward "matchtir" and "trajectory" for any other.
+    baseline : {"turn_index", "pooled", "leave_one_out"}
+        What a turn is compared with, see :func:`matchtir.advantages.turn_level_advantages`.
+    normalize_std : bool
+        Divide by the standard deviation; False as in Dr. GRPO.
+    eps : float
+        Added to standard deviations; above 0.
+    reward : {"matchtir", "outcome", "toolrl", "ftrl"}
+        "matchtir" rewards each turn. The others reward the whole rollout, so they go with the
+        integrations "auto" and "trajectory" only; names and values are then compared as their
+        papers do, whatever `name_match` and `value_match` say.
+    num_threads : int or None
+        Threads of the native core; None for its default.
+
+    Raises
+    ------
+    ConfigError
+        If a value is impossible; the message names the field, what came and what is allowed.
+    """
+
+    matching: Matching = "hungarian"
+    penalty: float = 0.0
+    cost: Cost = "linear"
+    reg: float = 0.1
+    tol: float = 1e-9
+    max_iter: int = 1000
+    value_match: ValueMatch = "exact"
+    name_match: NameMatch = "exact"
+    gamma: float = 0.9
+    integration: IntegrationOrAuto = "auto"
+    baseline: Baseline = "turn_index"
+    normalize_std: bool = True
+    eps: float = 1e-6
+    reward: Reward = "matchtir"
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in choices:
+                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+        for name, (kind, expected, allowed) in _NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and name == "num_threads":
+                continue
+            if isinstance(value, bool) or not isinstance(value, kind) or not allowed(value):
+                raise ConfigError(f"{name} is {value!r}; expected {expected}")
+            object.__setattr__(self, name, int(value) if kind is Integral else float(value))
+        if not isinstance(self.normalize_std, bool):
+            raise ConfigError(f"normalize_std is {self.normalize_std!r}; expected True or False")
+        if self.reward != "matchtir" and self.integration not in ("auto", "trajectory"):
+            raise ConfigError(
+                f"integration is {self.integration!r} and reward is {self.reward!r}, which gives one number "
+                "for the whole rollout and none a turn; expected integration 'trajectory' (or 'auto')"
+            )
+
+    @property
+    def resolved_integration(self) -> Integration:
+        """The integration, with what "auto" stands for."""
+        if self.integration != "auto":
+            return self.integration
+        return "sum" if self.reward == "matchtir" else "trajectory"
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> CreditConfig:
+        """The configuration of the paper ("paper") or of its published code ("reference").
+
+        The published code matches greedily, averages the two levels instead of adding them, and
+        ignores the case of tool names. `changes` replace single fields; a whole-rollout `reward`
+        also replaces the preset's integration, which is for rewards by turn. Raises ConfigError if
+        there is no such preset, or a change is unknown or impossible.
+
+        >>> CreditConfig.preset("reference", gamma=0.95).matching
+        'greedy'
+        """
+        if name not in _PRESETS:
+            raise ConfigError(f"preset is {name!r}; expected one of {', '.join(_PRESETS)}")
+        values = dict(_PRESETS[name])
+        if changes.get("reward", "matchtir") != "matchtir":
+            values.pop("integration", None)
+        return cls.from_dict({**values, **changes})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CreditConfig:
+        """Configuration from names and values, as a settings file has them.
+
+        Raises ConfigError if a name is unknown (with the nearest one) or a value impossible.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ConfigError(f"unknown setting {name!r}; {hint}")
+        return cls(**values)
+
+
+def assign_credit(
+    rollouts: Sequence[Trajectory | Mapping[str, Any]], config: CreditConfig | None = None
+) -> Credit:
+    """Give each turn of each rollout its advantage.
+
+    Parameters
+    ----------
+    rollouts : sequence of Trajectory or mapping, length B
+        Rollouts with what they are judged by; those with the same `group` are normalised together,
+        wherever they stand. A mapping is a row as ``docs/formats.md`` describes it.
+    config : CreditConfig, optional
+        The paper's settings if None.
+
+    Returns
+    -------
+    Credit
+        Similarity, matches, rewards, returns and advantages. With a whole-rollout reward, `returns`
+        holds that reward, and what is said of calls and turns is still MatchTIR's. Nothing in, an
+        empty Credit out.
+
+    Raises
+    ------
+    InputError
+        If a rollout is neither, or cannot be read; the message names its index.
+    ConfigError
+        If `config` is no CreditConfig.
+
+    References
+    ----------
+    MatchTIR, arXiv 2601.10712, §3.
+
+    Examples
+    --------
+    >>> rollout = {"group": 0, "turns": ["<answer>stone</answer>"], "gold_calls": [], "gold_answer": "Stone"}
+    >>> assign_credit([rollout, {**rollout, "turns": ["<answer>brick</answer>"]}]).returns.tolist()
+    [1.0, 0.0]
+    """
+    config = CreditConfig() if config is None else config
+    if not isinstance(config, CreditConfig):
+        raise ConfigError(f"config is a {type(config).__name__}; expected a CreditConfig (see from_dict)")
+    trajectories = _trajectories(rollouts)
+    predicted = [[call for turn in x.turns for call in turn.calls] for x in trajectories]
+    scores = similarity(
+        predicted,
+        [trajectory.gold_calls for trajectory in trajectories],
+        value_match=config.value_match,
+        name_match=config.name_match,
+        num_threads=config.num_threads,
+    )
+    matches, call_rewards = match(
+        scores,
+        matching=config.matching,
+        penalty=config.penalty,
+        cost=config.cost,
+        reg=config.reg,
+        tol=config.tol,
+        max_iter=config.max_iter,
+        num_threads=config.num_threads,
+    )
+    counts = np.array([len(turn.calls) for x in trajectories for turn in x.turns], dtype=np.int64)
+    calls_per_turn = Ragged.from_lengths(counts, [len(x.turns) for x in trajectories])
+    outcomes = outcome_rewards(trajectories)
+    rewards = turn_rewards(call_rewards, calls_per_turn, outcomes)
+    if config.reward == "matchtir":
+        returns = trajectory_returns(rewards)
+    elif config.reward == "outcome":
+        returns = outcomes
+    else:
+        returns = (toolrl_rewards if config.reward == "toolrl" else ftrl_rewards)(trajectories)
+
+    ids = adv.group_ids([trajectory.group for trajectory in trajectories])
+    whole = adv.trajectory_advantages(returns, ids, normalize_std=config.normalize_std, eps=config.eps)
+    level = adv.turn_level_advantages(
+        adv.turn_returns(rewards, config.gamma),
+        ids,
+        baseline=config.baseline,
+        normalize_std=config.normalize_std,
+        eps=config.eps,
+    )
+    integrated = adv.integrate(whole, level, rewards, integration=config.resolved_integration, eps=config.eps)
+    malformed = [sum([call.malformed is not None for call in calls]) for calls in predicted]
+    return Credit(
+        similarity=scores,
+        matches=matches,
+        call_rewards=call_rewards,
+        turn_rewards=rewards,
+        returns=returns,
+        trajectory_advantages=whole,
+        turn_level_advantages=level,
+        turn_advantages=integrated,
+        malformed=np.asarray(malformed, dtype=np.int64),
+        group_ids=ids,
+    )
+
+
+def _trajectories(rollouts: Sequence[Trajectory | Mapping[str, Any]]) -> list[Trajectory]:
+    """Rollouts as Trajectory objects, length B."""
+    if isinstance(rollouts, (Trajectory, Mapping, str, bytes)):
+        raise InputError(f"rollouts is one {type(rollouts).__name__}; expected a sequence of rollouts")
+    trajectories = []
+    for b, rollout in enumerate(rollouts):
+        if not isinstance(rollout, (Trajectory, Mapping)):
+            raise InputError(f"rollouts[{b}] is a {type(rollout).__name__}; expected a Trajectory or mapping")
+        if isinstance(rollout, Mapping):
+            try:
+                rollout = trajectory_from_row(rollout)
+            except MatchtirError as error:
+                raise InputError(f"rollouts[{b}]: {error}") from error
+        trajectories.append(rollout)
+    return trajectories

@@ -1,0 +1,27 @@
+"""What goes wrong, one class a boundary. Every message names what came, where, and what was expected."""
+
+from __future__ import annotations
+
+
+class MatchtirError(Exception):
+    """Base of every error that matchtir raises on purpose."""
+
+
+class InputError(MatchtirError, ValueError):
+    """An array, call or trajectory handed to a function is not what it takes."""
+
+
+class ConfigError(MatchtirError, ValueError):
+    """A configuration holds an unknown name or an impossible value."""
+
+
+class RowError(MatchtirError, ValueError):
+    """A row of a rollout file cannot be read; the message holds file, line and reason."""
+
+
+class BackendError(MatchtirError, RuntimeError):
+    """A backend was asked for by name and is not available."""
+
+
+class ConvergenceWarning(UserWarning):
+    """Some problems of a batch stopped at the iteration limit, before the tolerance was met."""

@@ -1,0 +1,272 @@
+"""Rollout files in: what a file holds is recognised by its content, and read row by row."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.resources
+import io
+import os
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, final
+
+from ..errors import InputError, MatchtirError, RowError
+from ..parse import formats, trajectory_from_row
+from ..types import Trajectory
+from .json_rows import READ_ERRORS, RawRow, json_array, json_lines
+from .parquet import ParquetRows
+
+FORMATS = ("jsonl", "messages", "tau-bench", "parquet")
+"""What :func:`read_rollouts` reads, by the names that it reports and takes."""
+
+STDIN = "-"
+_PEEK_ROWS = 16
+_ROLLOUT_KEYS = ("messages", "turns", "traj")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a rollout file: a trajectory, or the reason why there is none.
+
+    Attributes
+    ----------
+    row : int
+        Index in the file from 0. A broken row counts; an empty line does not.
+    trajectory : Trajectory or None
+        None where the row is broken.
+    error : RowError or None
+        Where and why the row is broken: file, line (of JSON lines), row and reason.
+    """
+
+    row: int
+    trajectory: Trajectory | None
+    error: RowError | None = None
+
+
+def sample_path() -> Path:
+    """Path of the sample rollouts that the package ships: JSON lines, 32 rollouts of 8 prompts.
+
+    Four task shapes (single hop, parallel, multi-hop, parallel multi-hop), two prompts each, with
+    the usual failings: wrong arguments, repeats, missing and malformed calls, early and wrong answers.
+    """
+    return Path(str(importlib.resources.files("matchtir") / "data" / "sample.jsonl"))
+
+
+@final
+class RolloutFile:
+    """A rollout file, open for one pass over its rows; made by :func:`read_rollouts`.
+
+    Attributes
+    ----------
+    name : str
+        The path as given, or ``<stdin>``.
+    format : str
+        One of `FORMATS`: what was recognised, or what was asked for.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str | None = None,
+        text_format: str | None = None,
+        repair: bool = False,
+    ) -> None:
+        if format is not None and format not in FORMATS:
+            raise InputError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
+        if text_format is not None and text_format not in formats():
+            raise InputError(f"text_format is {text_format!r}; expected one of {', '.join(formats())}")
+        self.name = "<stdin>" if os.fspath(path) == STDIN else os.fspath(path)
+        self._text_format, self._repair = text_format, repair
+        self._size: int | None = None
+        self._position: Any = lambda: 0
+        with ExitStack() as stack:
+            raw_rows, container = self._open(stack, path, format)
+            # Content decides, not the extension, so the first rows are looked at before they are given out.
+            head = list(islice(raw_rows, _PEEK_ROWS))
+            self._rows = chain(head, raw_rows)
+            self._is_tau_bench = _is_tau_bench(self.name, head, forced=format)
+            if format is None:
+                format = "tau-bench" if self._is_tau_bench and container != "parquet" else container
+            self.format = format
+            self._stack = stack.pop_all()
+
+    def _open(
+        self, stack: ExitStack, path: str | os.PathLike[str], format: str | None
+    ) -> tuple[Iterator[RawRow], str]:
+        """Raw rows and the name of what holds them."""
+        stream: Any
+        if self.name == "<stdin>":
+            stream = sys.stdin.buffer
+        else:
+            source = io.FileIO(os.fspath(path), "rb")
+            status = os.fstat(source.fileno())
+            if stat.S_ISREG(status.st_mode):
+                self._size, self._position = status.st_size, source.tell
+            stream = stack.enter_context(io.BufferedReader(source))
+        head = stream.peek(4)
+        if head.startswith(b"\x1f\x8b"):
+            stream = gzip.GzipFile(fileobj=stream)
+            try:
+                head = stream.peek(4)
+            except READ_ERRORS as error:
+                raise InputError(f"{self.name} is no readable gzip file: {error}") from None
+        is_parquet = head.startswith(b"PAR1")
+        if is_parquet and format not in (None, "parquet"):
+            raise InputError(f"{self.name} is a parquet file; format is {format!r}")
+        if is_parquet or format == "parquet":
+            if self._size is None:
+                raise InputError(f"{self.name} holds parquet, which cannot be read from a pipe; give a file")
+            table = ParquetRows(path, self.name)
+            stack.callback(table.close)
+            self._size, self._position = table.size, lambda: table.done
+            return iter(table), "parquet"
+        first = _first_character(stream)
+        if not first:
+            raise InputError(f"{self.name} is empty; expected rollouts ({', '.join(FORMATS)})")
+        if first == b"[" and format != "jsonl":
+            return json_array(stream, self.name), "messages"
+        return json_lines(stream, self.name), "jsonl"
+
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """How far reading is, and how far it goes (bytes, or rows of parquet; None: nobody knows)."""
+        return self._position(), self._size
+
+    def __iter__(self) -> Iterator[Row]:
+        for row, where, value in self._rows:
+            try:
+                trajectory = self._trajectory(value)
+            except (MatchtirError, RecursionError) as error:
+                reason = str(error) or type(error).__name__
+                yield Row(row, None, RowError(f"{where}: {reason}"))
+            else:
+                yield Row(row, trajectory)
+
+    def _trajectory(self, value: Any) -> Trajectory:
+        """A trajectory from one decoded row; raises what is wrong with it."""
+        if isinstance(value, MatchtirError):
+            raise value
+        if not isinstance(value, Mapping):
+            raise RowError(f"the row is {_kind(value)}; expected an object")
+        row = _from_tau_bench(value) if self._is_tau_bench else value
+        if _is_task(row.get("messages")):
+            raise RowError("messages holds no assistant turn: this is a task, not a rollout")
+        return trajectory_from_row(row, format=self._text_format, repair=self._repair)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stack.close()
+
+    def __enter__(self) -> RolloutFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_rollouts(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    text_format: str | None = None,
+    repair: bool = False,
+) -> RolloutFile:
+    """Open a file of rollouts for one pass over its rows.
+
+    Parameters
+    ----------
+    path : str or path
+        JSON lines, a JSON array or parquet; JSON also gzipped. ``-`` is standard input.
+    format : {"jsonl", "messages", "tau-bench", "parquet"}, optional
+        What the file holds; by default its content tells.
+    text_format : str, optional
+        How raw text of turns is parsed, see :func:`matchtir.parse.parse_turn`.
+    repair : bool
+        Repair calls that are no JSON; what was repaired is marked.
+
+    Returns
+    -------
+    RolloutFile
+        An iterable of :class:`Row` and a context manager. A broken row comes as a `Row` with an
+        error; it never stops the iteration.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    InputError
+        If it is empty, is not recognised, or `format` or `text_format` is unknown.
+    ImportError
+        For parquet without pyarrow.
+
+    Examples
+    --------
+    >>> with read_rollouts(sample_path()) as rollouts:
+    ...     rows = list(rollouts)
+    >>> rollouts.format, len(rows), rows[0].trajectory.group
+    ('jsonl', 32, 'ferry-capacity')
+    """
+    return RolloutFile(path, format=format, text_format=text_format, repair=repair)
+
+
+def _first_character(stream: Any) -> bytes:
+    """The first byte that is no white space or byte-order mark, not consumed; empty at the end."""
+    while head := bytes(stream.peek(1)):
+        rest = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+        if rest:
+            return rest[:1]
+        stream.read(len(head))
+    return b""
+
+
+def _is_tau_bench(name: str, head: list[RawRow], forced: str | None) -> bool:
+    """Whether rows keep their messages as tau-bench does; refuses rows that are no rollouts at all."""
+    if not head:
+        raise InputError(f"{name} holds no rows")
+    if forced in ("tau-bench", "jsonl", "messages"):
+        return forced == "tau-bench"
+    objects = [value for _, _, value in head if isinstance(value, Mapping)]
+    for value in objects:
+        if any(key in value for key in _ROLLOUT_KEYS):
+            return "messages" not in value and "turns" not in value
+    expected = "expected rows with messages or turns (jsonl, messages, parquet) or traj (tau-bench)"
+    if objects:
+        keys = ", ".join(map(str, list(objects[0])[:8])) or "nothing"
+        raise InputError(f"{name} is not recognised: its first row holds {keys}; {expected}")
+    raise InputError(f"{name} is not recognised: none of its first {len(head)} rows is an object; {expected}")
+
+
+def _is_task(messages: Any) -> bool:
+    """Whether these are messages, and no assistant wrote any of them."""
+    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
+        return False
+    return not any(message.get("role") == "assistant" for message in messages)
+
+
+def _kind(value: Any) -> str:
+    """The JSON name of a value's type, with its article."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _from_tau_bench(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row as tau-bench keeps it, in our schema; its `reward` is the benchmark's own check of success."""
+    if "traj" not in row:
+        raise RowError("traj is missing; expected the messages of the rollout")
+    info = row.get("info")
+    task = info.get("task") if isinstance(info, Mapping) else None
+    if not isinstance(task, Mapping) or "actions" not in task:
+        recorded = info.get("error") if isinstance(info, Mapping) else None
+        because = f" (the benchmark recorded the error {str(recorded)[:80]!r})" if recorded else ""
+        raise RowError(f"info.task.actions is missing{because}; expected the gold calls")
+    ours = {"messages": row["traj"], "gold_calls": task["actions"], "outcome": row.get("reward")}
+    return ours | ({"group": row["task_id"]} if "task_id" in row else {})

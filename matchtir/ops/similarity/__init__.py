@@ -1,0 +1,78 @@
+"""Similarity of predicted and gold calls, from calls interned to integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...errors import InputError
+from ...types import IntArray, RaggedMatrix
+from .. import _dispatch
+
+__all__ = ["InternedCalls", "similarity"]
+
+
+@dataclass(frozen=True, slots=True)
+class InternedCalls:
+    """Calls as integers; equal names, keys and values have equal numbers.
+
+    Attributes
+    ----------
+    names : ndarray of int64, shape (P,)
+        -1 for a malformed call, which is similar to nothing.
+    starts : ndarray of int64, shape (P + 1,)
+        ``keys[starts[c]:starts[c + 1]]`` are the parameters of call c, distinct, in any order.
+    keys, values : ndarray of int64, shape (L,)
+        Parameter names, and the values beside them.
+    """
+
+    names: IntArray
+    starts: IntArray
+    keys: IntArray
+    values: IntArray
+
+
+def similarity(
+    predicted: InternedCalls,
+    begins: IntArray,
+    gold: InternedCalls,
+    gold_begins: IntArray,
+    gold_counts: IntArray,
+    *,
+    num_threads: int | None = None,
+    backend: str | None = None,
+) -> RaggedMatrix:
+    """Similarity S of the predicted calls of each problem with its gold calls.
+
+    ``S_ij = 1[names equal] * (1 + |N_p ∩ N_g| / |N_p ∪ N_g| + #{k in N_g : p[k] = g[k]}) / (2 + |N_g|)``
+
+    Parameters
+    ----------
+    predicted, gold : InternedCalls
+        Interned with the same tables.
+    begins : ndarray of int64, shape (B + 1,)
+        Problem b has the predicted calls ``begins[b]`` to ``begins[b + 1]``.
+    gold_begins, gold_counts : ndarray of int64, shape (B,)
+        Problem b has the gold calls from ``gold_begins[b]`` on; problems may share them.
+    num_threads, backend
+        As for :func:`matchtir.ops.hungarian`.
+
+    Returns
+    -------
+    RaggedMatrix of float64
+        One block of P_b x K_b a problem, in [0, 1]. Two empty parameter sets have Jaccard 1, so equal
+        calls without parameters score 1.
+
+    Raises
+    ------
+    InputError
+        If offsets do not fit the arrays.
+
+    References
+    ----------
+    MatchTIR, arXiv:2601.10712, equations 1-4.
+    """
+    if len(begins) != len(gold_begins) + 1:
+        raise InputError(f"begins has {len(begins)} entries; expected {len(gold_begins) + 1}")
+    module = _dispatch.load("similarity", backend)
+    threads = _dispatch.threads(num_threads)
+    return module.similarity(predicted, begins, gold, gold_begins, gold_counts, threads)  # type: ignore[no-any-return]

@@ -1,0 +1,192 @@
+"""Rows of the documented schema: every field and alias, and what is refused with which words."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matchtir.errors import ConfigError, InputError
+from matchtir.parse import trajectory_from_row
+from matchtir.types import ToolCall, Turn
+
+DATA = Path(os.environ.get("MATCHTIR_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
+
+
+def row(**fields: Any) -> dict[str, Any]:
+    return {"group": "q1", "turns": [], **fields}
+
+
+def test_row_reads_every_field() -> None:
+    trajectory = trajectory_from_row(
+        {
+            "group": 3,
+            "turns": [
+                CALL + "<answer>no</answer>",
+                "<answer>not last</answer>",
+                {
+                    "calls": [{"name": "g", "arguments": {"y": 2}}, {"arguments": {}}],
+                    "answer": "no",
+                    "text": "t",
+                },
+                {"calls": [], "answer": "four", "text": "It is four."},
+            ],
+            "gold_calls": [{"name": "f", "arguments": {"x": 1}}],
+            "gold_answer": "4",
+            "outcome": 0.5,
+            "sub_answers": {"f": ["1", "2"]},
+            "extra": object(),
+        }
+    )
+    assert trajectory.group == 3
+    assert [[c.name for c in turn.calls] for turn in trajectory.turns] == [["f"], [], ["g", ""], []]
+    assert [turn.answer for turn in trajectory.turns] == [None, None, None, "four"]
+    assert trajectory.turns[2].calls[1].malformed == 'no "name"'
+    assert trajectory.turns[3] == Turn((), "four", "It is four.")
+    assert trajectory.gold_calls == (ToolCall("f", {"x": 1}),)
+    assert (trajectory.gold_answer, trajectory.outcome) == ("4", 0.5)
+    assert trajectory.sub_answers == {"f": ("1", "2")}
+
+
+def test_row_least_is_a_group_and_turns() -> None:
+    trajectory = trajectory_from_row(row())
+    assert (trajectory.turns, trajectory.gold_calls, trajectory.gold_answer) == ((), (), None)
+    assert (trajectory.outcome, trajectory.sub_answers, trajectory.calls) == (None, None, ())
+
+
+@pytest.mark.parametrize("key", ["group", "task_id", "prompt_id"])
+def test_row_group_aliases(key: str) -> None:
+    assert trajectory_from_row({key: 0, "turns": []}).group == 0
+
+
+@pytest.mark.parametrize("name", ["gold_calls", "ground_truth"])
+@pytest.mark.parametrize("key", ["arguments", "parameters", "kwargs"])
+@pytest.mark.parametrize("text", ["none", "whole", "arguments"])
+def test_row_gold_calls_aliases_and_json_strings(name: str, key: str, text: str) -> None:
+    arguments: Any = {"x": [1, None]}
+    calls: Any = [
+        {"name": "f", key: json.dumps(arguments) if text == "arguments" else arguments},
+        {"name": "g"},
+    ]
+    trajectory = trajectory_from_row(row(**{name: json.dumps(calls) if text == "whole" else calls}))
+    assert trajectory.gold_calls == (ToolCall("f", arguments), ToolCall("g", {}))
+
+
+def test_row_gold_answer_and_sub_answers_aliases() -> None:
+    trajectory = trajectory_from_row(row(answer="4", unsolved_set='{"f": ["1"]}', gold_answer=None))
+    assert trajectory.gold_answer == "4"
+    assert trajectory.sub_answers == {"f": ("1",)}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"), [(1, 1.0), (True, 1.0), (0.25, 0.25), (-3, -3.0), (None, None)]
+)
+def test_row_outcome_is_a_number(outcome: Any, expected: float | None) -> None:
+    assert trajectory_from_row(row(outcome=outcome)).outcome == expected
+
+
+def test_row_format_comes_from_the_argument_then_the_row_then_hermes() -> None:
+    llama = '{"name": "f", "parameters": {}}'
+    assert len(trajectory_from_row(row(turns=[llama])).calls) == 0
+    assert len(trajectory_from_row(row(turns=[llama], format="llama3")).calls) == 1
+    assert len(trajectory_from_row(row(turns=[CALL], format="llama3"), format="hermes").calls) == 1
+    messages = [{"role": "assistant", "content": CALL}]
+    assert len(trajectory_from_row({"group": 0, "messages": messages}).calls) == 0
+    assert len(trajectory_from_row({"group": 0, "messages": messages, "format": "hermes"}).calls) == 1
+
+
+def test_row_turn_object_without_calls_is_read_from_its_text() -> None:
+    trajectory = trajectory_from_row(
+        row(turns=[{"text": CALL}, {"text": "x", "answer": "y"}, {"text": CALL, "answer": "z"}])
+    )
+    assert [c.name for c in trajectory.calls] == ["f", "f"]
+    assert [turn.answer for turn in trajectory.turns] == [None, None, None]
+
+
+def test_row_repair_reaches_calls_but_never_gold() -> None:
+    pytest.importorskip("json_repair")
+    broken = "<tool_call>{'name': 'f'}</tool_call>"
+    assert trajectory_from_row(row(turns=[broken]), repair=True).calls[0].repaired
+    with pytest.raises(InputError, match="gold_calls is a string that is no JSON"):
+        trajectory_from_row(row(gold_calls="[{'name': 'f'}]"), repair=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"group": None}, "group is missing; expected a string or an integer"),
+        ({"group": 1.5}, "group is a number, 1.5; expected a string or an integer"),
+        ({"group": True}, "group is a boolean"),
+        ({"turns": None}, "messages or turns: neither is there"),
+        ({"messages": []}, "messages or turns: both are there"),
+        ({"turns": "x"}, "turns is a string; expected a list"),
+        ({"turns": [3]}, r"turns\[0\] is a number; expected a string or an object"),
+        ({"turns": [{"text": 3}]}, r"turns\[0\].text is a number; expected a string or null"),
+        ({"turns": [{"answer": 3}]}, r"turns\[0\].answer is a number"),
+        ({"turns": [{"calls": "x"}]}, r"turns\[0\].calls is a string; expected a list"),
+        ({"turns": [{"calls": ["x"]}]}, r"turns\[0\].calls\[0\] is a string; expected an object"),
+        ({"turns": None, "messages": [3]}, r"messages\[0\] is a number"),
+        ({"gold_calls": 3}, "gold_calls is a number; expected a list"),
+        ({"ground_truth": "["}, "ground_truth is a string that is no JSON"),
+        ({"gold_calls": "[" * 100_000}, "gold_calls is a string that is no JSON"),
+        ({"gold_calls": [{}]}, r'gold_calls\[0\] is no call: no "name"'),
+        ({"gold_calls": [{"name": "f", "kwargs": [1]}]}, r'gold_calls\[0\] is no call: "kwargs" is an array'),
+        ({"gold_calls": [{"name": "f", "arguments": {"x": float("inf")}}]}, "holds inf"),
+        ({"gold_answer": 4}, "gold_answer is a number, 4; expected a string or null"),
+        ({"outcome": "1"}, "outcome is a string, '1'; expected a number or null"),
+        ({"outcome": float("nan")}, "outcome is nan; expected a finite number"),
+        ({"outcome": 10**400}, "outcome is 1000"),
+        ({"sub_answers": []}, "sub_answers is an array; expected an object"),
+        ({"sub_answers": {"f": "1"}}, "sub_answers.f is a string; expected a list"),
+        ({"sub_answers": {"f": [1]}}, "sub_answers.f holds a number; expected strings"),
+        ({"sub_answers": {"f": [None]}}, "sub_answers.f holds null; expected strings"),
+        ({"format": "xml"}, "format is 'xml'; expected one of"),
+        ({"format": 3}, "format is 3; expected one of"),
+    ],
+)
+def test_row_structural_errors_name_the_field_and_what_came(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        trajectory_from_row(row(**fields))
+
+
+def test_row_unknown_format_argument_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match="expected one of"):
+        trajectory_from_row(row(), format="xml")
+
+
+def test_row_tau_bench_rollouts_with_their_gold_calls() -> None:
+    path = DATA / "tau-bench" / "gpt-4o-airline.json"
+    if not path.exists():
+        pytest.skip(f"no τ-bench rollouts at {path}; set MATCHTIR_DATA")
+    for source in json.loads(path.read_text()):
+        actions = source["info"]["task"]["actions"]
+        trajectory = trajectory_from_row(
+            {
+                "task_id": source["task_id"],
+                "messages": source["traj"],
+                "gold_calls": actions,
+                "outcome": source["reward"],
+            }
+        )
+        assert [(c.name, c.arguments) for c in trajectory.gold_calls] == [
+            (a["name"], a["kwargs"]) for a in actions
+        ]
+        assert trajectory.group == source["task_id"]
+        assert trajectory.outcome == source["reward"]
+
+
+def test_row_ftrl_sub_answers_and_answer_are_read() -> None:
+    path = DATA / "ftrl" / "test.parquet"
+    parquet = pytest.importorskip("pyarrow.parquet")
+    if not path.exists():
+        pytest.skip(f"no FTRL tasks at {path}; set MATCHTIR_DATA")
+    for task in parquet.read_table(path, columns=["unsolved_set", "answer"]).to_pylist():
+        trajectory = trajectory_from_row({"group": 0, "turns": [], **task})
+        expected = json.loads(task["unsolved_set"])
+        assert trajectory.sub_answers is not None
+        assert set(trajectory.sub_answers) == set(expected)
+        assert trajectory.gold_answer == task["answer"]
