@@ -80,6 +80,8 @@ cdef extern from "similarity.hpp" namespace "matchtir" nogil:
 cdef extern from "scatter.hpp" namespace "matchtir" nogil:
     Status c_scatter "matchtir::scatter"(const void*, const int64_t*, const int64_t*, int64_t, int64_t, int64_t, int, int, void*) except +
 
+include "intern.pxi"
+
 ctypedef fused real:
     float
     double

@@ -1,6 +1,14 @@
 """Types of the binding; the functions are described in ``csrc/_core.pyx``."""
 
-from .types import Array, FloatArray, IntArray
+from collections.abc import Sequence
+
+from .types import Array, FloatArray, IntArray, ToolCall
+
+class Interner:
+    def __init__(self, fold_strings: bool, fold_names: bool) -> None: ...
+    def intern(
+        self, traces: Sequence[Sequence[ToolCall]], strict: bool
+    ) -> tuple[bytes, bytes, bytes, bytes]: ...
 
 def assign(
     scores: FloatArray,

@@ -7,89 +7,18 @@ ignores case and surrounding space of strings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from .errors import ConfigError, InputError
-from .ops import InternedCalls
+from .ops import interner
 from .ops import similarity as _similarity
 from .types import RaggedMatrix, ToolCall, offsets_of
 
 ValueMatch = Literal["exact", "normalized"]
 NameMatch = Literal["exact", "casefold"]
-
-# In Python True == 1, in JSON not.
-_TRUE, _FALSE = ("true",), ("false",)
-
-
-class _Interner:
-    """Numbers for names, keys and values, the same for predicted and gold calls."""
-
-    def __init__(self, value_match: ValueMatch, name_match: NameMatch) -> None:
-        self._names: dict[str, int] = {}
-        self._keys: dict[str, int] = {}
-        self._values: dict[Hashable, int] = {}
-        self._fold_strings = value_match == "normalized"
-        self._fold_names = name_match == "casefold"
-
-    def _canonical(self, value: Any) -> Hashable:
-        """A hashable that equals another's exactly where the JSON values are equal."""
-        if isinstance(value, str):
-            return value.strip().casefold() if self._fold_strings else value
-        if isinstance(value, bool):
-            return _TRUE if value else _FALSE
-        if value is None or isinstance(value, int):
-            return value
-        if isinstance(value, float):
-            return value if value == value else object()  # NaN, which is no JSON, equals nothing
-        number = self._values
-        if isinstance(value, dict):
-            items = [(k, number.setdefault(self._canonical(v), len(number))) for k, v in value.items()]
-            return ("object", frozenset(items))
-        if isinstance(value, (list, tuple)):
-            return ("array", *[number.setdefault(self._canonical(v), len(number)) for v in value])
-        raise InputError(f"{type(value).__name__} {value!r:.60} is no JSON value")
-
-    def intern(
-        self, traces: Sequence[Sequence[ToolCall]], what: Literal["predicted", "gold"]
-    ) -> InternedCalls:
-        """Calls of all traces, one after the other."""
-        names: list[int] = []
-        sizes: list[int] = []
-        keys: list[int] = []
-        values: list[int] = []
-        name_number, key_number, value_number = self._names, self._keys, self._values
-        fold_names, fold_strings = self._fold_names, self._fold_strings
-        for trace, calls in enumerate(traces):
-            for call in calls:
-                if call.malformed is not None:
-                    names.append(-1)
-                    sizes.append(0)
-                    continue
-                name = call.name.casefold() if fold_names else call.name
-                names.append(name_number.setdefault(name, len(name_number)))
-                arguments = call.arguments
-                sizes.append(len(arguments))
-                for key, value in arguments.items():
-                    keys.append(key_number.setdefault(key, len(key_number)))
-                    if type(value) is not str or fold_strings:
-                        try:
-                            value = self._canonical(value)
-                        except (InputError, RecursionError) as error:
-                            if what == "gold":
-                                raise InputError(
-                                    f"argument {key!r} of gold call {call.name!r} (gold trace {trace}): {error}"
-                                ) from None
-                            value = object()  # what a model may make up equals nothing, and costs no one else
-                    values.append(value_number.setdefault(value, len(value_number)))
-        return InternedCalls(
-            np.array(names, dtype=np.int64),
-            offsets_of(sizes),
-            np.array(keys, dtype=np.int64),
-            np.array(values, dtype=np.int64),
-        )
 
 
 def similarity(
@@ -147,7 +76,7 @@ def similarity(
         raise ConfigError(f"name_match is {name_match!r}; expected 'exact' or 'casefold'")
     if len(predicted) != len(gold):
         raise InputError(f"{len(predicted)} rollouts of predicted calls but {len(gold)} of gold calls")
-    interner = _Interner(value_match, name_match)
+    tables = interner(fold_strings=value_match == "normalized", fold_names=name_match == "casefold")
     distinct: dict[int, int] = {}
     gold_lists: list[Sequence[ToolCall]] = []
     which: list[int] = []
@@ -159,9 +88,9 @@ def similarity(
     gold_counts = np.array([len(calls) for calls in gold_lists], dtype=np.int64)
     order = np.array(which, dtype=np.int64)
     return _similarity(
-        interner.intern(predicted, "predicted"),
+        tables.intern(predicted, strict=False),
         offsets_of([len(calls) for calls in predicted]),
-        interner.intern(gold_lists, "gold"),
+        tables.intern(gold_lists, strict=True),
         offsets_of(gold_counts)[:-1][order],
         gold_counts[order],
         num_threads=num_threads,

@@ -113,7 +113,7 @@ def test_hungarian_is_the_same_on_every_instruction_set():
     problems = RaggedMatrix.from_blocks(
         [
             np.round(rng.random((m, n)), digits)
-            for m, n in SIZES + [(40, 60), (60, 60)]
+            for m, n in [*SIZES, (40, 60), (60, 60)]
             for digits in (1, 2, 16)
         ]
     )

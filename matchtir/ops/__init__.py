@@ -7,15 +7,17 @@ from typing import Any
 from . import _dispatch
 from .hungarian import greedy, hungarian
 from .scatter import scatter
-from .similarity import InternedCalls, similarity
+from .similarity import InternedCalls, Interner, interner, similarity
 from .sinkhorn import SinkhornResult, sinkhorn, transport_cost
 
 __all__ = [
     "InternedCalls",
+    "Interner",
     "SinkhornResult",
     "backends",
     "greedy",
     "hungarian",
+    "interner",
     "scatter",
     "similarity",
     "sinkhorn",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import matchtir._core as _core
+
 from ...types import Ragged, RaggedMatrix
 
 

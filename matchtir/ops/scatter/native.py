@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import matchtir._core as _core
+
 from ...types import Array, IntArray
 
 _BITS = {2: np.int16, 4: np.int32, 8: np.int64}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ...errors import InputError
-from ...types import IntArray, RaggedMatrix
+from ...types import IntArray, RaggedMatrix, ToolCall
 from .. import _dispatch
 
-__all__ = ["InternedCalls", "similarity"]
+__all__ = ["InternedCalls", "Interner", "interner", "similarity"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,41 @@ class InternedCalls:
     starts: IntArray
     keys: IntArray
     values: IntArray
+
+
+class Interner(Protocol):
+    """Tables that number equal names, keys and values alike; see :func:`interner`."""
+
+    def intern(self, traces: Sequence[Sequence[ToolCall]], strict: bool) -> InternedCalls:
+        """Calls of all traces, one after the other.
+
+        A value that is no JSON (NaN, another Python type, nested deeper than 200 levels) equals
+        nothing; with `strict` it is refused by InputError, naming trace, argument and call.
+        """
+        ...
+
+
+def interner(*, fold_strings: bool = False, fold_names: bool = False, backend: str | None = None) -> Interner:
+    """Empty tables, to be filled by predicted and gold calls together.
+
+    Values are numbered alike when they are the same JSON value: objects regardless of key order,
+    arrays in order, 1 equal to 1.0, true not equal to 1, strings exactly.
+
+    Parameters
+    ----------
+    fold_strings : bool
+        Strings in values are equal also when they differ in case or surrounding space.
+    fold_names : bool
+        Tool names are equal also when they differ in case.
+    backend : {"native", "reference"}, optional
+        Force a backend.
+
+    Returns
+    -------
+    Interner
+    """
+    module = _dispatch.load("similarity", backend)
+    return module.Interner(fold_strings, fold_names)  # type: ignore[no-any-return]
 
 
 def similarity(

@@ -1,12 +1,24 @@
-"""The C++ core's similarity blocks."""
+"""The core's interning and similarity blocks."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 import matchtir._core as _core
-from ...types import IntArray, RaggedMatrix
+
+from ...types import IntArray, RaggedMatrix, ToolCall
 from . import InternedCalls
+
+
+class Interner:
+    def __init__(self, fold_strings: bool, fold_names: bool) -> None:
+        self._tables = _core.Interner(fold_strings, fold_names)
+
+    def intern(self, traces: Sequence[Sequence[ToolCall]], strict: bool) -> InternedCalls:
+        columns = self._tables.intern(traces, strict)
+        return InternedCalls(*[np.frombuffer(column, dtype=np.int64) for column in columns])
 
 
 def similarity(

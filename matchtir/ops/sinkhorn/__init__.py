@@ -90,7 +90,7 @@ def transport_cost(scores: RaggedMatrix, cost: Cost = "linear", *, eps: float = 
 
 
 def _check_marginals(a: Ragged, b: Ragged, cost: RaggedMatrix) -> tuple[FloatArray, FloatArray]:
-    """Finite, non-negative, of the problem's sizes, and equal in sum; scaled to sum 1 is not needed."""
+    """Marginals as float64, refused unless of the problem's sizes, finite, not negative, equal in sum."""
     sums = []
     for name, marginal, sizes in (("a", a, cost.rows), ("b", b, cost.cols)):
         if len(marginal) != len(cost) or (marginal.lengths != sizes).any():
@@ -109,7 +109,8 @@ def _check_marginals(a: Ragged, b: Ragged, cost: RaggedMatrix) -> tuple[FloatArr
     if wrong.any():
         k = int(np.argmax(wrong))
         raise InputError(
-            f"marginals of problem {k} sum to {sums[0][k]:g} and {sums[1][k]:g}; expected equal and positive sums"
+            f"marginals of problem {k} sum to {sums[0][k]:g} and {sums[1][k]:g}; "
+            "expected equal and positive sums"
         )
     return a.values.astype(np.float64), b.values.astype(np.float64)
 
@@ -189,8 +190,8 @@ def sinkhorn(
     if not converged.all():
         worst = int(np.argmax(violation))
         warnings.warn(
-            f"{int((~converged).sum())} of {len(cost)} transport problems stopped at max_iter={max_iter} before "
-            f"tol={tol:g}; worst marginal violation {violation[worst]:.3g} (problem {worst}). "
+            f"{int((~converged).sum())} of {len(cost)} transport problems stopped at max_iter={max_iter} "
+            f"before tol={tol:g}; worst marginal violation {violation[worst]:.3g} (problem {worst}). "
             "Raise max_iter or reg, or tol.",
             ConvergenceWarning,
             stacklevel=2,

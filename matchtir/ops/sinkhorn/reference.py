@@ -34,14 +34,15 @@ def _solve(
         log_a, log_b = np.log(a), np.log(b)
     x = -cost / reg
     g = np.where(b > 0, 0.0, -np.inf)
-    for iteration in range(1, max_iter + 1):
+    iteration = 0
+    while True:
+        iteration += 1
         f = np.where(a > 0, log_a - _log_sum_exp(x + g, axis=1), -np.inf)
         g = np.where(b > 0, log_b - _log_sum_exp(x + f[:, None], axis=0), -np.inf)
         plan = np.exp(x + f[:, None] + g)
         violation = float(np.abs(plan.sum(axis=1) - a).sum())
-        if violation <= tol:
-            break
-    return plan, iteration, violation
+        if violation <= tol or iteration == max_iter:
+            return plan, iteration, violation
 
 
 def sinkhorn(
