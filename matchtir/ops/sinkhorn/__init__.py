@@ -130,7 +130,8 @@ def sinkhorn(
 
     ``minimise <Z, C> - reg H(Z)  subject to  Z 1 = a,  Z^T 1 = b,  Z >= 0``, by alternate scaling of
     rows and columns. Scalings that grow large are absorbed into the dual variables, so that the plan
-    is finite at any regularisation, however small; it may need more than `max_iter` steps there.
+    is finite at any regularisation, however small. Problems of up to 128 columns that scaling does
+    not finish soon get Newton steps on the dual in between, which settle nearly decomposable plans.
 
     Parameters
     ----------
@@ -144,7 +145,8 @@ def sinkhorn(
     tol : float
         A problem stops when ``sum_i |sum_j Z_ij - a_i| <= tol``; not negative.
     max_iter : int
-        Most row-and-column updates of a problem; at least 1.
+        Most row-and-column updates of a problem; at least 1. A few dozen do unless `reg` is below
+        about 1e-4 of the costs' range.
     num_threads : int, optional
         As for :func:`matchtir.ops.hungarian`. A problem's plan does not depend on its batch.
     backend : {"native", "reference"}, optional
@@ -170,7 +172,7 @@ def sinkhorn(
     References
     ----------
     Cuturi, NeurIPS 2013, arXiv:1306.0895; Schmitzer, SIAM Journal on Scientific Computing 41 (2019),
-    doi:10.1137/16M1106018.
+    doi:10.1137/16M1106018; Brauer, Clason, Lorenz and Wirth, arXiv:1710.06635.
     """
     if not (np.isfinite(reg) and reg >= 1e-290):
         raise ConfigError(f"reg is {reg!r}; expected a positive number (1e-290 or more)")
