@@ -85,8 +85,8 @@ template Status hungarian(const float*, const std::int64_t*, const std::int64_t*
                           const std::int64_t*, std::int64_t, bool, int, std::int64_t*);
 template Status hungarian(const double*, const std::int64_t*, const std::int64_t*, const std::int64_t*,
                           const std::int64_t*, std::int64_t, bool, int, std::int64_t*);
-template Status greedy(const float*, const std::int64_t*, const std::int64_t*, const std::int64_t*,
-                       const std::int64_t*, std::int64_t, bool, int, std::int64_t*);
+template Status greedy(const float*, const std::int64_t*, const std::int64_t*, const std::int64_t*, const std::int64_t*,
+                       std::int64_t, bool, int, std::int64_t*);
 template Status greedy(const double*, const std::int64_t*, const std::int64_t*, const std::int64_t*,
                        const std::int64_t*, std::int64_t, bool, int, std::int64_t*);
 

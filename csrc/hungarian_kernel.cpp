@@ -14,6 +14,7 @@
 // instruction sets return the same assignment bit for bit.
 
 #include "hungarian_kernel.hpp"
+
 #include "simd.hpp"
 
 namespace matchtir::MATCHTIR_ISA {
@@ -129,8 +130,7 @@ std::int64_t reduce_columns(const Problem& q) {
 // Augmenting row reduction: every free row takes its cheapest column and raises the price to the
 // second cheapest; a row that is put out tries again. Returns the number of rows left free.
 std::int64_t reduce_rows(const Problem& q, std::int64_t free_rows) {
-    // Equal rows can bid each other up in tiny steps; what is left then goes to the path search.
-        // A bid costs one scan and a path many, but equal rows bid each other up in tiny steps. The limit
+    // A bid costs one scan and a path many, but equal rows bid each other up in tiny steps. The limit
     // was measured on uniform scores: one bid a row is best at 64 rows, about four at 2,000.
     std::int64_t bids_left = q.rows + q.rows * q.rows / 512;
     for (int pass = 0; pass < 2 && free_rows > 0; ++pass) {

@@ -23,11 +23,11 @@ constexpr std::int64_t hungarian_scratch(std::int64_t m, std::int64_t n) {
     return rows * padded(cols) + 10 * padded(cols);
 }
 
-#define MATCHTIR_DECLARE(isa)                                                                              \
-    namespace isa {                                                                                        \
-    template <class T>                                                                                     \
-    std::int64_t hungarian(const T* scores, std::int64_t m, std::int64_t n, bool partial,                  \
-                           std::int64_t* matches, double* scratch);                                        \
+#define MATCHTIR_DECLARE(isa)                                                                                    \
+    namespace isa {                                                                                              \
+    template <class T>                                                                                           \
+    std::int64_t hungarian(const T* scores, std::int64_t m, std::int64_t n, bool partial, std::int64_t* matches, \
+                           double* scratch);                                                                     \
     }
 MATCHTIR_DECLARE(baseline)
 MATCHTIR_DECLARE(avx2)

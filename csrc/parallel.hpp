@@ -16,8 +16,8 @@ namespace matchtir {
 class Scratch {
 public:
     explicit Scratch(std::int64_t count)
-        : data_(static_cast<double*>(::operator new(static_cast<std::size_t>(std::max<std::int64_t>(count, 1)) * sizeof(double),
-                                                    std::align_val_t{64}))) {}
+        : data_(static_cast<double*>(::operator new(
+              static_cast<std::size_t>(std::max<std::int64_t>(count, 1)) * sizeof(double), std::align_val_t{64}))) {}
     double* get() const { return data_.get(); }
 
 private:

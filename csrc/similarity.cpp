@@ -57,9 +57,10 @@ void similarity(const Calls& predicted, std::int64_t predicted_count, const std:
             for (std::int64_t p = predicted_begin[b]; p < predicted_begin[b + 1]; ++p) {
                 for (std::int64_t g = gold_begin[b]; g < gold_begin[b] + gold_count[b]; ++g) {
                     const bool comparable = predicted.name[p] == gold.name[g] && predicted.name[p] >= 0;
-                    *cell++ = !comparable ? 0.0
-                                          : similarity_of(p_first + predicted.start[p], p_first + predicted.start[p + 1],
-                                                          g_first + gold.start[g], g_first + gold.start[g + 1]);
+                    *cell++ = !comparable
+                                  ? 0.0
+                                  : similarity_of(p_first + predicted.start[p], p_first + predicted.start[p + 1],
+                                                  g_first + gold.start[g], g_first + gold.start[g + 1]);
                 }
             }
         }

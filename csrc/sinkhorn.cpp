@@ -29,8 +29,8 @@ Kernel kernel() {
 
 Status sinkhorn(const double* cost, const std::int64_t* rows, const std::int64_t* cols, const std::int64_t* cells,
                 const double* a, const std::int64_t* row_starts, const double* b, const std::int64_t* col_starts,
-                std::int64_t count, const SinkhornOptions& options, int threads, double* plan,
-                std::int64_t* iterations, double* violation) {
+                std::int64_t count, const SinkhornOptions& options, int threads, double* plan, std::int64_t* iterations,
+                double* violation) {
     std::int64_t scratch_size = 0;
     for (std::int64_t p = 0; p < count; ++p) {
         for (std::int64_t k = cells[p]; k < cells[p + 1]; ++k)

@@ -15,7 +15,7 @@ namespace matchtir {
 // Returns not_finite for the first problem with a cost that is NaN or beyond 1e150 in magnitude.
 Status sinkhorn(const double* cost, const std::int64_t* rows, const std::int64_t* cols, const std::int64_t* cells,
                 const double* a, const std::int64_t* row_starts, const double* b, const std::int64_t* col_starts,
-                std::int64_t count, const SinkhornOptions& options, int threads, double* plan,
-                std::int64_t* iterations, double* violation);
+                std::int64_t count, const SinkhornOptions& options, int threads, double* plan, std::int64_t* iterations,
+                double* violation);
 
 }  // namespace matchtir

@@ -49,9 +49,9 @@ inline Vec exp_of_negative(Vec x) {
     const Vec k = shifted - to_integer;
     const Vec r = (x - k * ln2_high) - k * ln2_low;
     Vec sum = splat(1.0 / 6227020800.0);
-    const double coefficients[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
-                                   1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,     1.0 / 6,
-                                   0.5,             1.0,            1.0};
+    const double coefficients[] = {
+        1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
+        1.0 / 120,       1.0 / 24,       1.0 / 6,       0.5,          1.0,         1.0};
     for (const double c : coefficients) sum = sum * r + c;
     const Vec power = (Vec)(((Mask)shifted << 52) + 0x3ff0000000000000);
     return underflow ? splat(0.0) : sum * power;
@@ -68,9 +68,9 @@ bool newton_is_due(std::int64_t iteration, std::int64_t n) {
 struct Group {
     std::int64_t m, n;
     double reg;
-    double *C, *K;              // [m * n] vectors
-    double *a, *f, *u, *kv;     // [m] vectors; kv = K v
-    double *b, *g, *v, *ktu;    // [n] vectors; ktu = K^T u
+    double *C, *K;            // [m * n] vectors
+    double *a, *f, *u, *kv;   // [m] vectors; kv = K v
+    double *b, *g, *v, *ktu;  // [n] vectors; ktu = K^T u
 };
 
 inline Vec get(const double* block, std::int64_t k) { return load(block + k * lanes); }
@@ -231,7 +231,8 @@ void newton_step(const Group& q, std::int64_t lane, double* work) {
     }
     if (!solve_positive_definite(A, step, n)) return;
     double length = 1.0, longest = 0.0;
-    for (std::int64_t j = 0; j < n; ++j) longest = __builtin_fabs(step[j]) > longest ? __builtin_fabs(step[j]) : longest;
+    for (std::int64_t j = 0; j < n; ++j)
+        longest = __builtin_fabs(step[j]) > longest ? __builtin_fabs(step[j]) : longest;
     if (longest > longest_step) length = longest_step / longest;  // keeps scalings in the range
     for (int halving = 0; halving < 12; ++halving, length *= 0.5) {
         double reached = 0.0;
