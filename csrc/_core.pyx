@@ -57,17 +57,28 @@ cdef extern from "status.hpp" namespace "matchtir" nogil:
         int64_t cell
 
 cdef extern from "hungarian.hpp" namespace "matchtir" nogil:
-    Status c_hungarian "matchtir::hungarian"(const float*, const int64_t*, const int64_t*, const int64_t*, const int64_t*, int64_t, cbool, int, int64_t*) except +
-    Status c_hungarian "matchtir::hungarian"(const double*, const int64_t*, const int64_t*, const int64_t*, const int64_t*, int64_t, cbool, int, int64_t*) except +
-    Status c_greedy "matchtir::greedy"(const float*, const int64_t*, const int64_t*, const int64_t*, const int64_t*, int64_t, cbool, int, int64_t*) except +
-    Status c_greedy "matchtir::greedy"(const double*, const int64_t*, const int64_t*, const int64_t*, const int64_t*, int64_t, cbool, int, int64_t*) except +
+    Status c_hungarian "matchtir::hungarian"(
+        const float*, const int64_t*, const int64_t*, const int64_t*, const int64_t*, int64_t, cbool, int, int64_t*
+    ) except +
+    Status c_hungarian "matchtir::hungarian"(
+        const double*, const int64_t*, const int64_t*, const int64_t*, const int64_t*, int64_t, cbool, int, int64_t*
+    ) except +
+    Status c_greedy "matchtir::greedy"(
+        const float*, const int64_t*, const int64_t*, const int64_t*, const int64_t*, int64_t, cbool, int, int64_t*
+    ) except +
+    Status c_greedy "matchtir::greedy"(
+        const double*, const int64_t*, const int64_t*, const int64_t*, const int64_t*, int64_t, cbool, int, int64_t*
+    ) except +
 
 cdef extern from "sinkhorn.hpp" namespace "matchtir" nogil:
     cdef cppclass SinkhornOptions:
         double reg
         double tolerance
         int64_t max_iterations
-    Status c_sinkhorn "matchtir::sinkhorn"(const double*, const int64_t*, const int64_t*, const int64_t*, const double*, const int64_t*, const double*, const int64_t*, int64_t, const SinkhornOptions&, int, double*, int64_t*, double*) except +
+    Status c_sinkhorn "matchtir::sinkhorn"(
+        const double*, const int64_t*, const int64_t*, const int64_t*, const double*, const int64_t*, const double*,
+        const int64_t*, int64_t, const SinkhornOptions&, int, double*, int64_t*, double*
+    ) except +
 
 cdef extern from "similarity.hpp" namespace "matchtir" nogil:
     cdef cppclass Calls:
@@ -75,10 +86,15 @@ cdef extern from "similarity.hpp" namespace "matchtir" nogil:
         const int64_t* start
         const int64_t* key
         const int64_t* value
-    void c_similarity "matchtir::similarity"(const Calls&, int64_t, const int64_t*, const Calls&, int64_t, const int64_t*, const int64_t*, const int64_t*, int64_t, int, double*) except +
+    void c_similarity "matchtir::similarity"(
+        const Calls&, int64_t, const int64_t*, const Calls&, int64_t, const int64_t*, const int64_t*, const int64_t*,
+        int64_t, int, double*
+    ) except +
 
 cdef extern from "scatter.hpp" namespace "matchtir" nogil:
-    Status c_scatter "matchtir::scatter"(const void*, const int64_t*, const int64_t*, int64_t, int64_t, int64_t, int, int, void*) except +
+    Status c_scatter "matchtir::scatter"(
+        const void*, const int64_t*, const int64_t*, int64_t, int64_t, int64_t, int, int, void*
+    ) except +
 
 include "intern.pxi"
 
@@ -100,14 +116,19 @@ cdef const int64_t* starts(const int64_t[::1] offsets, Py_ssize_t count, Py_ssiz
     return &offsets[0]
 
 
-cdef void check_shapes(const int64_t[::1] rows, const int64_t[::1] cols, const int64_t[::1] cells, const int64_t[::1] calls) except *:
+cdef void check_shapes(const int64_t[::1] rows, const int64_t[::1] cols, const int64_t[::1] cells,
+                       const int64_t[::1] calls) except *:
     """Cells and calls of each problem are what its rows and columns say."""
     cdef Py_ssize_t b
+    cdef int64_t cell_count, call_count
     if cols.shape[0] != rows.shape[0]:
         raise InputError(f"{rows.shape[0]} rows but {cols.shape[0]} cols; expected one of each a problem")
     for b in range(rows.shape[0]):
-        if rows[b] < 0 or cols[b] < 0 or cells[b + 1] - cells[b] != rows[b] * cols[b] or calls[b + 1] - calls[b] != rows[b]:
-            raise InputError(f"problem {b} has shape ({rows[b]}, {cols[b]}) but {cells[b + 1] - cells[b]} cells and {calls[b + 1] - calls[b]} rows of results")
+        cell_count, call_count = cells[b + 1] - cells[b], calls[b + 1] - calls[b]
+        if rows[b] < 0 or cols[b] < 0 or cell_count != rows[b] * cols[b] or call_count != rows[b]:
+            raise InputError(
+                f"problem {b} has shape ({rows[b]}, {cols[b]}) but {cell_count} cells and {call_count} rows of results"
+            )
 
 
 def assign(const real[::1] scores, const int64_t[::1] rows, const int64_t[::1] cols, const int64_t[::1] cells,
@@ -124,13 +145,17 @@ def assign(const real[::1] scores, const int64_t[::1] rows, const int64_t[::1] c
     cdef int64_t* first_match = &matches[0] if matches.shape[0] else NULL
     with nogil:
         if greedy:
-            status = c_greedy(first_score, &rows[0], &cols[0], cell_starts, call_starts, count, partial, threads, first_match)
+            status = c_greedy(first_score, &rows[0], &cols[0], cell_starts, call_starts, count, partial, threads,
+                              first_match)
         else:
-            status = c_hungarian(first_score, &rows[0], &cols[0], cell_starts, call_starts, count, partial, threads, first_match)
+            status = c_hungarian(first_score, &rows[0], &cols[0], cell_starts, call_starts, count, partial, threads,
+                                 first_match)
     if status.code == Code.not_finite:
         i, j = divmod(status.cell, cols[status.problem])
         value = scores[cells[status.problem] + status.cell]
-        raise InputError(f"scores[{status.problem}] holds {describe(value)} at ({i}, {j}); expected finite values")
+        raise InputError(
+            f"scores[{status.problem}] holds {describe(value)} at ({i}, {j}); expected finite values"
+        )
 
 
 def sinkhorn(const double[::1] cost, const int64_t[::1] rows, const int64_t[::1] cols, const int64_t[::1] cells,
@@ -155,7 +180,9 @@ def sinkhorn(const double[::1] cost, const int64_t[::1] rows, const int64_t[::1]
         b_starts = starts(col_starts, count, b_values.shape[0], "col_starts")
         for k in range(count):
             if col_starts[k + 1] - col_starts[k] != cols[k]:
-                raise InputError(f"problem {k} has {cols[k]} columns but {col_starts[k + 1] - col_starts[k]} entries of b")
+                raise InputError(
+                    f"problem {k} has {cols[k]} columns but {col_starts[k + 1] - col_starts[k]} entries of b"
+                )
         a_first = &a_values[0] if a_values.shape[0] else NULL
         b_first = &b_values[0] if b_values.shape[0] else NULL
     if count == 0:
@@ -169,13 +196,17 @@ def sinkhorn(const double[::1] cost, const int64_t[::1] rows, const int64_t[::1]
     if status.code == Code.not_finite:
         i, j = divmod(status.cell, cols[status.problem])
         value = cost[cells[status.problem] + status.cell]
-        raise InputError(f"cost[{status.problem}] holds {describe(value)} at ({i}, {j}); expected finite values of magnitude at most 1e150")
+        raise InputError(
+            f"cost[{status.problem}] holds {describe(value)} at ({i}, {j}); "
+            "expected finite values of magnitude at most 1e150"
+        )
 
 
-def similarity(const int64_t[::1] names, const int64_t[::1] arguments, const int64_t[::1] keys, const int64_t[::1] values,
-               const int64_t[::1] begins, const int64_t[::1] gold_names, const int64_t[::1] gold_arguments,
-               const int64_t[::1] gold_keys, const int64_t[::1] gold_values, const int64_t[::1] gold_begins,
-               const int64_t[::1] gold_counts, const int64_t[::1] cells, int threads, double[::1] out):
+def similarity(const int64_t[::1] names, const int64_t[::1] arguments, const int64_t[::1] keys,
+               const int64_t[::1] values, const int64_t[::1] begins, const int64_t[::1] gold_names,
+               const int64_t[::1] gold_arguments, const int64_t[::1] gold_keys, const int64_t[::1] gold_values,
+               const int64_t[::1] gold_begins, const int64_t[::1] gold_counts, const int64_t[::1] cells,
+               int threads, double[::1] out):
     """Fill `out` with the similarity blocks; see ``similarity.hpp``."""
     cdef int64_t count = gold_begins.shape[0]
     cdef Py_ssize_t b
@@ -190,7 +221,10 @@ def similarity(const int64_t[::1] names, const int64_t[::1] arguments, const int
         if gold_begins[b] < 0 or gold_counts[b] < 0 or gold_begins[b] + gold_counts[b] > gold_names.shape[0]:
             raise InputError(f"problem {b} reaches beyond the {gold_names.shape[0]} gold calls")
         if cells[b + 1] - cells[b] != (begins[b + 1] - begins[b]) * gold_counts[b]:
-            raise InputError(f"problem {b} has {cells[b + 1] - cells[b]} cells; expected {begins[b + 1] - begins[b]} x {gold_counts[b]}")
+            raise InputError(
+                f"problem {b} has {cells[b + 1] - cells[b]} cells; "
+                f"expected {begins[b + 1] - begins[b]} x {gold_counts[b]}"
+            )
     if out.shape[0] == 0:
         return
     predicted.name, gold.name = &names[0], &gold_names[0]
@@ -216,7 +250,9 @@ def scatter(const bits[::1] values, const int64_t[:, ::1] spans, const int64_t[:
     cdef Status status
     starts(turns, rows, values.shape[0], "turns")
     if spans.shape[0] != values.shape[0] or spans.shape[1] != 2:
-        raise InputError(f"spans have shape ({spans.shape[0]}, {spans.shape[1]}); expected ({values.shape[0]}, 2), one a turn")
+        raise InputError(
+            f"spans have shape ({spans.shape[0]}, {spans.shape[1]}); expected ({values.shape[0]}, 2), one a turn"
+        )
     if width > 1 and out.strides[1] != <Py_ssize_t>sizeof(bits):
         raise InputError("the rows of out must be contiguous")
     cdef const bits* first_value = &values[0] if values.shape[0] else NULL
@@ -236,6 +272,7 @@ def scatter(const bits[::1] values, const int64_t[:, ::1] spans, const int64_t[:
 
 
 cdef str describe(double value):
+    """A number as the messages show it."""
     return "NaN" if value != value else f"{value:g}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,11 @@ class Interner:
         for trace, calls in enumerate(traces):
             for call in calls:
                 arguments = {} if call.malformed is not None else call.arguments
+                if not isinstance(arguments, Mapping):
+                    kind = type(arguments).__name__
+                    raise InputError(
+                        f"trace {trace}: arguments of call {call.name!r} are a {kind}; expected a mapping"
+                    )
                 sizes.append(len(arguments))
                 if call.malformed is not None:
                     names.append(-1)
