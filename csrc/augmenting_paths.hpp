@@ -8,10 +8,11 @@
 // Letters: s profit of a cell, p price of a column (minus the dual variable v of the papers), and
 // h = p[j] - s[i][j] the reduced cost, which every search minimises. The rows are the shorter side,
 // so every row ends assigned. A column's price starts at 0 and rises only while the column is
-// assigned; a free column therefore costs nothing, as the rectangular problem demands.
+// assigned; a free column therefore costs nothing, as the rectangular problem demands. In a square
+// problem no column stays free, and the prices may start anywhere.
 //
-// Every comparison prefers the lowest column, and no operation depends on the vector width, so all
-// instruction sets return the same assignment bit for bit.
+// Comparisons prefer the lowest column (the end of a path the lowest free one), and no operation depends on the vector
+// width, so all instruction sets return the same assignment bit for bit.
 
 #pragma once
 
@@ -160,6 +161,19 @@ std::int64_t reduce_rows(const Problem& q, std::int64_t free_rows) {
     return free_rows;
 }
 
+// Whether a free column is at distance `reached`; `found` becomes the lowest of them. Of equally near
+// columns a free one ends the search, where the lowest would let the tree grow through all the others.
+bool find_free(const Problem& q, double reached, std::int64_t& found) {
+    for (std::int64_t j = 0; j < q.cols; j += lanes) {
+        const Mask free = (load(q.distance + j) == reached) & (load(q.row_of + j) < 0);
+        if (!any(free)) continue;
+        found = j;
+        while (q.distance[found] != reached || q.row_of[found] >= 0) ++found;
+        return true;
+    }
+    return false;
+}
+
 // Shortest path from row `start` to a free column over reduced costs, then the exchange along it.
 void augment(const Problem& q, std::int64_t start) {
     const std::int64_t cols = q.cols;
@@ -169,7 +183,7 @@ void augment(const Problem& q, std::int64_t start) {
     for (;;) {
         const double* s = q.row(i);
         const double shift = reached - base;
-        Vec least = splat(infinity), at = splat(0.0), column = lane_numbers();
+        Vec least = splat(infinity), next = least, at = splat(0.0), column = lane_numbers();
         for (std::int64_t j = 0; j < cols; j += lanes) {
             Vec d = load(q.distance + j);
             const Vec through = (load(q.p + j) - load(s + j)) + shift;
@@ -179,15 +193,19 @@ void augment(const Problem& q, std::int64_t start) {
                 store(q.distance + j, d);
                 store(q.parent + j, closer ? i - Mask{} : load(q.parent + j));
             }
-            const Mask nearer = (d < least) & (d != -infinity);
-            least = nearer ? d : least;
-            at = nearer ? column : at;
+            const Vec open = d == -infinity ? splat(infinity) : d;
+            next = smaller(next, larger(least, open));
+            at = open < least ? column : at;
+            least = smaller(least, open);
             column += static_cast<double>(lanes);
         }
         const Vec nearest = spread_smallest(least);
+        const Vec lowest = spread_smallest(least == nearest ? at : splat(infinity));
+        const Vec second = spread_smallest(at == lowest && least == nearest ? next : least);
         reached = nearest[0];
-        found = static_cast<std::int64_t>(spread_smallest(least == nearest ? at : splat(infinity))[0]);
+        found = static_cast<std::int64_t>(lowest[0]);
         if (q.row_of[found] < 0) break;
+        if (second[0] == reached && find_free(q, reached, found)) break;
         q.tree[in_tree] = found;
         q.tree_distance[in_tree++] = reached;
         q.distance[found] = -infinity;
