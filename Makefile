@@ -1,0 +1,61 @@
+# `make` lists what there is. Everything lives in .venv; PYTHON says which interpreter it is made with.
+PYTHON ?= python3
+BENCH ?=
+
+inputs := setup.py CMakeLists.txt pyproject.toml constraints.txt $(wildcard csrc/*)
+python := .venv/bin/python
+install := $(python) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The build's own requirements are installed, and so pinned, like the others; pip checks that none is missing.
+editable := $(install) --no-build-isolation --check-build-dependencies --editable
+
+# The CMake that constraints.txt pins, not the system's.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup score test lint bench clean
+.NOTPARALLEL:
+
+help:
+	@echo 'make score   score the sample rollouts, from a fresh checkout if need be'
+	@echo 'make setup   install everything for development into .venv'
+	@echo 'make test    set up, then ruff, mypy and all tests'
+	@echo 'make lint    set up, then ruff and mypy'
+	@echo 'make bench   set up, then the benchmarks (BENCH="--only W1" for some)'
+	@echo 'make clean   remove .venv, and what was built or cached'
+
+score: .venv/base
+	@.venv/bin/matchtir score --sample
+
+setup: .venv/test
+
+lint: .venv/test
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy --strict
+
+test: lint
+	$(python) -m pytest
+
+bench: .venv/test
+	$(python) bench/run.py $(BENCH)
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis matchtir/_core.*.so
+	find matchtir tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Two stamps, because what `make score` needs is installed in a fraction of the time of the rest.
+.venv/base: $(inputs) | $(python)
+	@echo 'Setting up .venv and building the core; this takes about a minute the first time.'
+	$(install) setuptools cython cmake
+	$(editable) .
+	@touch $@
+
+.venv/test: $(inputs) | $(python)
+	@echo 'Setting up .venv with everything for development; this takes a few minutes the first time.'
+	$(install) setuptools cython cmake "$$(grep '^torch==' constraints.txt)"
+	$(editable) '.[dev]'
+	@touch .venv/base $@
+
+$(python):
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("matchtir needs Python 3.10 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; say which: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv --clear .venv || { rm -rf .venv; \
+	  echo 'make: $(PYTHON) cannot make a virtual environment (Debian: apt-get install python3-venv)' >&2; exit 1; }
