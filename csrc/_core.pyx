@@ -255,6 +255,8 @@ def scatter(const bits[::1] values, const int64_t[:, ::1] spans, const int64_t[:
         )
     if width > 1 and out.strides[1] != <Py_ssize_t>sizeof(bits):
         raise InputError("the rows of out must be contiguous")
+    if out.strides[0] % <Py_ssize_t>sizeof(bits) != 0:
+        raise InputError("the rows of out must be a whole number of items apart")
     cdef const bits* first_value = &values[0] if values.shape[0] else NULL
     cdef const int64_t* first_span = &spans[0, 0] if values.shape[0] else NULL
     if rows == 0:

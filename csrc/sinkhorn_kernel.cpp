@@ -7,9 +7,10 @@
 //   SIAM Journal on Scientific Computing 41(3), A1443-A1481 (2019). doi:10.1137/16M1106018
 //
 // Letters of the second paper: Z = diag(u) K diag(v) with K = exp((f + g - C) / reg), where the dual
-// variables f, g absorb the scalings u, v before these leave the range of doubles. With f the row
-// minima of C and g the column minima of C - f, K has a 1 in every row and column, so no sum is 0;
-// and after an absorption K is the plan of the last step, whose rows and columns hold mass again.
+// variables f, g absorb the scalings u, v before these leave the range of doubles. C is first reduced
+// by its row minima and then by its column minima, which changes no plan: K starts with a 1 in every
+// row and column, so no sum is 0; and after an absorption K is the plan of the last step, whose rows
+// and columns hold mass again. Masses are scaled to a total of 1, so that no plan entry is above it.
 // A problem that never absorbs has run the plain scaling of the first paper.
 //
 // Where a plan nearly falls apart into blocks, scaling moves mass between them by tiny amounts and
@@ -32,10 +33,10 @@ namespace {
 // finite with room for the growth of one more step.
 constexpr double absorb_above = 1e60;
 
-// Less mass than this counts as none: one step may multiply a scaling by 1 / mass.
-constexpr double least_mass = 1e-100;
+// A smaller share of the mass counts as none: one step may multiply a scaling by its reciprocal.
+constexpr double least_share = 1e-100;
 
-// Stands for the cost of a row or column without mass, so that no minimum is taken there.
+// Stands for the costs of a row or column without mass: no minimum is taken there, and K is 0.
 constexpr double forbidden = 1e200;
 
 // exp(x) for x <= 0 to within two units in the last place, 0 below -708; after W. J. Cody and
@@ -112,15 +113,24 @@ void multiply_kernel(const Group& q) {  // kv = K v
     }
 }
 
-void start(const Group& q, const SinkhornProblem* problems, std::int64_t count) {
+// Copies marginals [size] into a lane, as shares of their total, which is returned.
+double load_shares(const double* given, std::int64_t size, std::int64_t lane, double* out) {
+    double total = 0.0;
+    for (std::int64_t k = 0; k < size; ++k) total += given ? given[k] : 1.0 / static_cast<double>(size);
+    for (std::int64_t k = 0; k < size; ++k) {
+        const double share = given ? given[k] / total : 1.0 / static_cast<double>(size);
+        out[k * lanes + lane] = share < least_share ? 0.0 : share;
+    }
+    return given ? total : 1.0;
+}
+
+// Loads the problems; returns the mass of each.
+Vec start(const Group& q, const SinkhornProblem* problems, std::int64_t count) {
+    Vec total{};
     for (std::int64_t lane = 0; lane < lanes; ++lane) {
         const SinkhornProblem& p = problems[lane < count ? lane : 0];  // idle lanes repeat the first
-        const auto mass = [](const double* given, std::int64_t k, std::int64_t count) {
-            const double x = given ? given[k] : 1.0 / static_cast<double>(count);
-            return x < least_mass ? 0.0 : x;
-        };
-        for (std::int64_t i = 0; i < q.m; ++i) q.a[i * lanes + lane] = mass(p.a, i, q.m);
-        for (std::int64_t j = 0; j < q.n; ++j) q.b[j * lanes + lane] = mass(p.b, j, q.n);
+        load_shares(p.b, q.n, lane, q.b);
+        total[lane] = load_shares(p.a, q.m, lane, q.a);
         for (std::int64_t i = 0; i < q.m; ++i) {
             for (std::int64_t j = 0; j < q.n; ++j) {
                 const bool open = q.a[i * lanes + lane] > 0 && q.b[j * lanes + lane] > 0;
@@ -129,18 +139,23 @@ void start(const Group& q, const SinkhornProblem* problems, std::int64_t count) 
         }
     }
     for (std::int64_t i = 0; i < q.m; ++i) {
-        Vec least = get(q.C, i * q.n);
-        for (std::int64_t j = 1; j < q.n; ++j) least = smaller(least, get(q.C, i * q.n + j));
-        put(q.f, i, least);
+        Vec least = splat(forbidden);
+        for (std::int64_t j = 0; j < q.n; ++j) least = smaller(least, get(q.C, i * q.n + j));
+        least = get(q.a, i) > 0.0 ? least : splat(0.0);
+        for (std::int64_t j = 0; j < q.n; ++j) put(q.C, i * q.n + j, get(q.C, i * q.n + j) - least);
+        put(q.f, i, Vec{});
     }
     for (std::int64_t j = 0; j < q.n; ++j) {
-        Vec least = get(q.C, j) - get(q.f, 0);
-        for (std::int64_t i = 1; i < q.m; ++i) least = smaller(least, get(q.C, i * q.n + j) - get(q.f, i));
-        put(q.g, j, least);
+        Vec least = splat(forbidden);
+        for (std::int64_t i = 0; i < q.m; ++i) least = smaller(least, get(q.C, i * q.n + j));
+        least = get(q.b, j) > 0.0 ? least : splat(0.0);
+        for (std::int64_t i = 0; i < q.m; ++i) put(q.C, i * q.n + j, get(q.C, i * q.n + j) - least);
+        put(q.g, j, Vec{});
         put(q.v, j, get(q.b, j) > 0.0 ? splat(1.0) : splat(0.0));
     }
     form_kernel(q, ~Mask{});
     multiply_kernel(q);
+    return total;
 }
 
 struct Step {
@@ -278,10 +293,13 @@ void newton_step(const Group& q, std::int64_t lane, double* work) {
     }
 }
 
-void write(const Group& q, std::int64_t lane, double* plan) {
-    for (std::int64_t i = 0; i < q.m; ++i)
-        for (std::int64_t j = 0; j < q.n; ++j)
-            plan[i * q.n + j] = q.u[i * lanes + lane] * q.K[(i * q.n + j) * lanes + lane] * q.v[j * lanes + lane];
+void write(const Group& q, std::int64_t lane, double mass, double* plan) {
+    for (std::int64_t i = 0; i < q.m; ++i) {
+        for (std::int64_t j = 0; j < q.n; ++j) {
+            const double row = q.u[i * lanes + lane] * q.K[(i * q.n + j) * lanes + lane];
+            plan[i * q.n + j] = row * q.v[j * lanes + lane] * mass;
+        }
+    }
 }
 
 }  // namespace
@@ -297,21 +315,22 @@ void sinkhorn(const SinkhornProblem* problems, std::int64_t count, std::int64_t 
                   take(m), take(m), take(n),     take(n),     take(n),     take(n)};
     double* const work = scratch;
     const Iterate iterate = iterate_for(n);
-    start(q, problems, count);
+    const Vec mass = start(q, problems, count);
+    const Vec tolerance = options.tolerance / mass;
     bool open[lanes];
     for (std::int64_t lane = 0; lane < lanes; ++lane) open[lane] = lane < count;
     std::int64_t left = count;
     for (std::int64_t iteration = 1; left > 0; ++iteration) {
         const Step step = iterate(q);
         const bool last = iteration >= options.max_iterations;
-        if (last || any(step.violation <= options.tolerance)) {
+        if (last || any(step.violation <= tolerance)) {
             for (std::int64_t lane = 0; lane < count; ++lane) {
-                if (!open[lane] || !(last || step.violation[lane] <= options.tolerance)) continue;
+                if (!open[lane] || !(last || step.violation[lane] <= tolerance[lane])) continue;
                 open[lane] = false;
                 --left;
-                write(q, lane, problems[lane].plan);
+                write(q, lane, mass[lane], problems[lane].plan);
                 *problems[lane].iterations = iteration;
-                *problems[lane].violation = step.violation[lane];
+                *problems[lane].violation = step.violation[lane] * mass[lane];
             }
         }
         if (any(step.large)) {

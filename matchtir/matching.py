@@ -35,7 +35,7 @@ def _soft_rewards(scores: RaggedMatrix, plan: RaggedMatrix) -> tuple[Ragged, Rag
         return matches, calls
     starts = np.concatenate([[0], np.cumsum(width)[:-1]])[filled]
     paid = plan.values * scores.values
-    calls.values[filled] = np.add.reduceat(paid, starts)
+    calls.values[filled] = np.add.reduceat(paid, starts) + 0.0  # turns -0.0 into 0.0
     most = np.repeat(np.maximum.reduceat(paid, starts), width[filled])
     # Of the cells with the largest term, the first of each call.
     winners = np.flatnonzero((paid == most) & (paid > 0))
@@ -89,7 +89,8 @@ def match(
     Raises
     ------
     ConfigError
-        For an unknown `matching` or `cost`, or transport settings out of range.
+        For an unknown `matching` or `cost`, a penalty that is not finite, or transport settings out
+        of range.
     InputError
         If a score is not finite.
 
@@ -102,6 +103,8 @@ def match(
     ----------
     MatchTIR, arXiv:2601.10712, equations 5-7.
     """
+    if not np.isfinite(penalty):
+        raise ConfigError(f"penalty is {penalty!r}; expected a finite number")
     if matching == "sinkhorn":
         problem = transport_cost(scores, cost)
         result = sinkhorn(problem, reg=reg, tol=tol, max_iter=max_iter, num_threads=num_threads)

@@ -52,7 +52,7 @@ def spans_from_mask(mask: npt.ArrayLike | torch.Tensor) -> Ragged:
     [[[1, 3], [4, 5]], []]
     """
     if _is_torch(mask):
-        mask = mask.detach().cpu().numpy()  # type: ignore[union-attr]
+        mask = (mask != 0).cpu().numpy()  # type: ignore[union-attr]
     own = np.asarray(mask) != 0
     if own.ndim != 2:
         raise InputError(f"mask has shape {own.shape}; expected (B, T)")
@@ -129,6 +129,8 @@ def scatter(
     [[0.0, 1.0, 1.0, 0.0, -2.0], [0.5, 0.5, 0.0, 0.0, 0.0]]
     """
     checked = _check_spans(spans, turn_values)
+    if turn_values.values.ndim != 1:
+        raise InputError(f"turn_values have shape {turn_values.values.shape}; expected one value a turn")
     if out is None:
         if shape is None:
             raise InputError("neither shape nor out was given; expected one of them")

@@ -133,7 +133,10 @@ class Ragged:
     offsets: IntArray
 
     def __post_init__(self) -> None:
-        offsets = np.ascontiguousarray(self.offsets, dtype=np.int64)
+        given = np.asarray(self.offsets)
+        if given.size and given.dtype.kind not in "iu":
+            raise InputError(f"offsets are {given.dtype}; expected integers")
+        offsets = np.ascontiguousarray(given, dtype=np.int64)
         object.__setattr__(self, "offsets", offsets)
         if offsets.ndim != 1 or len(offsets) == 0 or offsets[0] != 0:
             raise InputError(f"offsets must be one-dimensional and start at 0; got {offsets!r:.80}")
@@ -232,9 +235,11 @@ class RaggedMatrix:
         if negative.any():
             b = int(np.argmax(negative))
             raise InputError(f"problem {b} has shape ({rows[b]}, {cols[b]}); expected no negative size")
+        # In doubles, which do not wrap around; any number of cells that fits in memory is exact in them.
+        cells = float((rows.astype(np.float64) * cols).sum())
+        if cells != len(values):
+            raise InputError(f"rows and cols describe {cells:.0f} cells but there are {len(values)} values")
         offsets = offsets_of(rows * cols)
-        if offsets[-1] != len(values):
-            raise InputError(f"rows and cols describe {offsets[-1]} cells but there are {len(values)} values")
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "cols", cols)

@@ -105,12 +105,13 @@ def _check_marginals(a: Ragged, b: Ragged, cost: RaggedMatrix) -> tuple[FloatArr
             )
         sums.append(np.bincount(marginal.problem, marginal.values, minlength=len(cost)))
     solved = (cost.rows > 0) & (cost.cols > 0)
-    wrong = solved & ((np.abs(sums[0] - sums[1]) > 1e-9 * np.maximum(sums[0], sums[1])) | (sums[0] <= 0))
+    equal = np.abs(sums[0] - sums[1]) <= 1e-9 * np.maximum(sums[0], sums[1])  # false where one is infinite
+    wrong = solved & ~(equal & (sums[0] > 0))
     if wrong.any():
         k = int(np.argmax(wrong))
         raise InputError(
             f"marginals of problem {k} sum to {sums[0][k]:g} and {sums[1][k]:g}; "
-            "expected equal and positive sums"
+            "expected equal and positive sums, finite"
         )
     return a.values.astype(np.float64), b.values.astype(np.float64)
 
@@ -139,7 +140,7 @@ def sinkhorn(
         C, one block of m x n a problem, finite and at most 1e150 in magnitude; m and n may be 0.
     a, b : Ragged of float64, optional
         Marginals, one of m and one of n entries a problem, non-negative, equal in sum. Both or
-        neither; default 1/m and 1/n. Entries below 1e-100 count as 0.
+        neither; default 1/m and 1/n. Entries below 1e-100 of the sum count as 0.
     reg : float
         Regularisation, in the unit of the cost; positive.
     tol : float

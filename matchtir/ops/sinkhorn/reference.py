@@ -73,8 +73,10 @@ def sinkhorn(
         else:
             a = marginals[0][row_starts[k] : row_starts[k + 1]]
             b = marginals[1][col_starts[k] : col_starts[k + 1]]
-        z, iterations[k], violation[k] = _solve(
-            c, np.where(a < 1e-100, 0.0, a), np.where(b < 1e-100, 0.0, b), reg, tol, max_iter
-        )
+        mass = a.sum()
+        a, b = a / mass, b / b.sum()
+        a, b = np.where(a < 1e-100, 0.0, a), np.where(b < 1e-100, 0.0, b)
+        z, iterations[k], violation[k] = _solve(c, a, b, reg, tol / mass, max_iter)
+        z, violation[k] = z * mass, violation[k] * mass
         plan[cost.offsets[k] : cost.offsets[k + 1]] = z.ravel()
     return RaggedMatrix(plan, cost.rows, cost.cols), iterations, violation
