@@ -18,6 +18,8 @@ constexpr std::int64_t lanes = MATCHTIR_LANES;
 typedef double Vec __attribute__((vector_size(MATCHTIR_LANES * 8)));
 typedef long long Mask __attribute__((vector_size(MATCHTIR_LANES * 8)));
 
+typedef unsigned long long Unsigned __attribute__((vector_size(MATCHTIR_LANES * 8)));
+
 inline Vec load(const double* p) {
     Vec v;
     __builtin_memcpy(&v, p, sizeof v);

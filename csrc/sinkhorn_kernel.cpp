@@ -25,6 +25,7 @@
 #include "sinkhorn_kernel.hpp"
 
 #include "simd.hpp"
+#include "simd_math.hpp"
 
 namespace matchtir::MATCHTIR_ISA {
 namespace {
@@ -39,30 +40,11 @@ constexpr double least_share = 1e-100;
 // Stands for the costs of a row or column without mass: no minimum is taken there, and K is 0.
 constexpr double forbidden = 1e200;
 
-// exp(x) for x <= 0 to within two units in the last place, 0 below -708; after W. J. Cody and
-// W. Waite, "Software Manual for the Elementary Functions", Prentice-Hall (1980), with a Taylor polynomial.
-inline Vec exp_of_negative(Vec x) {
-    const double log2e = 1.4426950408889634, ln2_high = 0.6931471803691238, ln2_low = 1.9082149292705877e-10;
-    const double to_integer = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer
-    const Mask underflow = x < -708.0;
-    x = underflow ? splat(0.0) : x;
-    const Vec shifted = x * log2e + to_integer;
-    const Vec k = shifted - to_integer;
-    const Vec r = (x - k * ln2_high) - k * ln2_low;
-    Vec sum = splat(1.0 / 6227020800.0);
-    const double coefficients[] = {
-        1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
-        1.0 / 120,       1.0 / 24,       1.0 / 6,       0.5,          1.0,         1.0};
-    for (const double c : coefficients) sum = sum * r + c;
-    const Vec power = (Vec)(((Mask)shifted << 52) + 0x3ff0000000000000);
-    return underflow ? splat(0.0) : sum * power;
-}
-
-// Whether a Newton step follows this one. It costs n^2 (m + n / 3) operations where a scaling step
-// costs 4 m n, so larger problems are scaled for longer first. Then it follows every step, until 100
-// have not been enough: such a problem is beyond what doubles resolve, and gets them ever more rarely.
+// Whether a Newton step follows this one. It costs n^2 (m / 2 + n / 6) multiplications where a scaling
+// step costs 2 m n, so larger problems are scaled for longer first. Then it follows every step, until
+// 100 have not been enough: such a problem is beyond what doubles resolve, and gets them ever more rarely.
 bool newton_is_due(std::int64_t iteration, std::int64_t n) {
-    const std::int64_t patience = 48 + n * n / 8, after = iteration - patience;
+    const std::int64_t patience = 8 + n * n / 8, after = iteration - patience;
     return n <= most_newton_columns && after >= 0 && (after < 100 || (after & (after - 1)) == 0);
 }
 
@@ -85,7 +67,7 @@ void form_kernel(const Group& q, Mask chosen) {
             const std::int64_t k = i * q.n + j;
             const Vec exponent = ((get(q.f, i) + get(q.g, j)) - get(q.C, k)) / q.reg;
             // Rounding can leave a minimum a hair above zero.
-            const Vec entry = exp_of_negative(smaller(exponent, splat(0.0)));
+            const Vec entry = exponential(smaller(exponent, splat(0.0)));
             put(q.K, k, chosen ? entry : get(q.K, k));
         }
     }
@@ -209,87 +191,92 @@ Iterate iterate_for(std::int64_t n) {
     return by_columns[n <= 10 ? n : 0];
 }
 
-// Solves A x = y in place for a positive definite A [n * n]; false if a pivot is lost to rounding.
-bool solve_positive_definite(double* A, double* y, std::int64_t n) {
+// Solves A x = y in place, lane by lane, for a symmetric A [n * n vectors, lower triangle] and y [n
+// vectors] by Cholesky's method. Returns the lanes where A is positive definite as far as doubles tell.
+Mask solve_positive_definite(double* A, double* y, std::int64_t n) {
+    Mask definite = ~Mask{};
     for (std::int64_t j = 0; j < n; ++j) {
-        double pivot = A[j * n + j];
-        const double lost = 1e-17 * pivot;
-        for (std::int64_t k = 0; k < j; ++k) pivot -= A[j * n + k] * A[j * n + k];
-        if (!(pivot > lost)) return false;
-        pivot = __builtin_sqrt(pivot);
-        A[j * n + j] = pivot;
+        Vec pivot = get(A, j * n + j);
+        const Vec lost = pivot * 1e-17;
+        for (std::int64_t k = 0; k < j; ++k) pivot -= get(A, j * n + k) * get(A, j * n + k);
+        const Mask positive = pivot > lost;
+        definite &= positive;
+        pivot = positive ? pivot : splat(1.0);
+        Vec root = pivot;
+        for (std::int64_t lane = 0; lane < lanes; ++lane) root[lane] = __builtin_sqrt(pivot[lane]);
+        const Vec inverse = 1.0 / root;
+        put(A, j * n + j, inverse);  // only divided by
         for (std::int64_t i = j + 1; i < n; ++i) {
-            double entry = A[i * n + j];
-            for (std::int64_t k = 0; k < j; ++k) entry -= A[i * n + k] * A[j * n + k];
-            A[i * n + j] = entry / pivot;
+            Vec entry = get(A, i * n + j);
+            for (std::int64_t k = 0; k < j; ++k) entry -= get(A, i * n + k) * get(A, j * n + k);
+            put(A, i * n + j, entry * inverse);
         }
     }
     for (std::int64_t i = 0; i < n; ++i) {
-        for (std::int64_t k = 0; k < i; ++k) y[i] -= A[i * n + k] * y[k];
-        y[i] /= A[i * n + i];
+        Vec x = get(y, i);
+        for (std::int64_t k = 0; k < i; ++k) x -= get(A, i * n + k) * get(y, k);
+        put(y, i, x * get(A, i * n + i));
     }
     for (std::int64_t i = n; i-- > 0;) {
-        for (std::int64_t k = i + 1; k < n; ++k) y[i] -= A[k * n + i] * y[k];
-        y[i] /= A[i * n + i];
+        Vec x = get(y, i);
+        for (std::int64_t k = i + 1; k < n; ++k) x -= get(A, k * n + i) * get(y, k);
+        put(y, i, x * get(A, i * n + i));
     }
-    return true;
+    return definite;
 }
 
-// One Newton step for one lane on the concave dual D = sum_j b_j log v_j - sum_i a_i log (K v)_i,
-// whose maximum has the right column sums. With u = a / (K v) the gradient in log v is b - Z^T 1 and
+// One Newton step in the open lanes on the concave dual D = sum_j b_j log v_j - sum_i a_i log (K v)_i,
+// whose maximum has the right column sums. With u = a / (K v) the gradient in log v is b - Z^T 1, and
 // minus the Hessian is diag(Z^T 1) - Z^T diag(1 / a) Z; it vanishes along the constant vector, which
-// changes no plan, so a multiple of 1 1^T is added. So is a little of the identity: where blocks of the
-// plan have lost all touch, D is linear along their difference, and the step then goes far that way.
-// The step is halved until D does not fall.
-// `work` holds n * n + 3 n + m doubles.
-void newton_step(const Group& q, std::int64_t lane, double* work) {
-    const std::int64_t m = q.m, n = q.n;
-    double *const A = work, *const step = A + n * n, *const column = step + n, *const tried = column + n,
-                  *const kv = tried + n;
-    const auto at = [lane](const double* block, std::int64_t k) { return block[k * lanes + lane]; };
+// changes no plan, so 1 1^T is added. So is a little of the identity: where blocks of the plan have
+// lost all touch, D is linear along their difference, and the step then goes far that way. The step is
+// halved until D does not fall. `work` holds n * n + 3 n + m vectors.
+void newton_step(const Group& q, Mask open, double* work) {
     constexpr double ridge = 1e-11, longest_step = 80.0;
-    double dual = 0.0, mass = 0.0;
-    for (std::int64_t k = 0; k < n * n; ++k) A[k] = 0.0;
-    for (std::int64_t j = 0; j < n; ++j) column[j] = 0.0;
-    for (std::int64_t i = 0; i < m; ++i) {
-        const double a = at(q.a, i);
-        if (!(a > 0)) continue;
-        dual -= a * __builtin_log(at(q.kv, i));
-        mass += a;
-        for (std::int64_t j = 0; j < n; ++j) {  // tried: the row of Z over a_i
-            tried[j] = at(q.K, i * n + j) * at(q.v, j) / at(q.kv, i);
-            column[j] += a * tried[j];
-            for (std::int64_t k = 0; k <= j; ++k) A[j * n + k] -= a * tried[j] * tried[k];
-        }
-    }
+    const std::int64_t m = q.m, n = q.n;
+    double *const A = work, *const step = A + n * n * lanes, *const column = step + n * lanes,
+                  *const row = column + n * lanes, *const kv = row + n * lanes;
+    const Vec zero{}, one = splat(1.0);
     for (std::int64_t j = 0; j < n; ++j) {
-        const double b = at(q.b, j);
-        for (std::int64_t k = 0; k < j; ++k) A[j * n + k] += mass;
-        A[j * n + j] += b > 0 ? column[j] + mass * (1.0 + ridge) : 1.0;
-        step[j] = b > 0 ? b - column[j] : 0.0;
-        if (b > 0) dual += b * __builtin_log(at(q.v, j));
+        const Vec here = get(q.b, j) > 0.0 ? one : zero;
+        for (std::int64_t k = 0; k <= j; ++k) put(A, j * n + k, get(q.b, k) > 0.0 ? here : zero);
+        put(column, j, zero);
     }
-    if (!solve_positive_definite(A, step, n)) return;
-    double length = 1.0, longest = 0.0;
-    for (std::int64_t j = 0; j < n; ++j)
-        longest = __builtin_fabs(step[j]) > longest ? __builtin_fabs(step[j]) : longest;
-    if (longest > longest_step) length = longest_step / longest;  // keeps scalings in the range
-    for (int halving = 0; halving < 12; ++halving, length *= 0.5) {
-        double reached = 0.0;
+    for (std::int64_t i = 0; i < m; ++i) {
+        const Vec a = get(q.a, i), inverse = a > 0.0 ? 1.0 / get(q.kv, i) : zero;
         for (std::int64_t j = 0; j < n; ++j) {
-            tried[j] = at(q.v, j) * __builtin_exp(length * step[j]);
-            if (at(q.b, j) > 0) reached += at(q.b, j) * __builtin_log(tried[j]);
+            const Vec share = get(q.K, i * n + j) * get(q.v, j) * inverse, mass = a * share;
+            put(row, j, share);
+            put(column, j, get(column, j) + mass);
+            for (std::int64_t k = 0; k <= j; ++k) put(A, j * n + k, get(A, j * n + k) - mass * get(row, k));
         }
+    }
+    Vec longest{}, slope{};
+    for (std::int64_t j = 0; j < n; ++j) {
+        const Vec b = get(q.b, j);
+        put(A, j * n + j, get(A, j * n + j) + (b > 0.0 ? get(column, j) + ridge : one));
+        put(step, j, b > 0.0 ? b - get(column, j) : zero);
+    }
+    open &= solve_positive_definite(A, step, n);
+    for (std::int64_t j = 0; j < n; ++j) {
+        longest = larger(longest, magnitude(get(step, j)));
+        slope += get(q.b, j) * get(step, j);
+    }
+    Vec length = longest > longest_step ? longest_step / longest : one;  // keeps scalings in the range
+    for (int halving = 0; halving < 12 && any(open); ++halving, length *= 0.5) {
+        Vec gain = length * slope;
+        for (std::int64_t j = 0; j < n; ++j) put(row, j, get(q.v, j) * exponential(length * get(step, j)));
         for (std::int64_t i = 0; i < m; ++i) {
-            kv[i] = 0.0;
-            for (std::int64_t j = 0; j < n; ++j) kv[i] += at(q.K, i * n + j) * tried[j];
-            if (at(q.a, i) > 0) reached -= at(q.a, i) * __builtin_log(kv[i]);
+            Vec sum{};
+            for (std::int64_t j = 0; j < n; ++j) sum += get(q.K, i * n + j) * get(row, j);
+            put(kv, i, sum);
+            const Vec a = get(q.a, i);
+            gain -= a > 0.0 ? a * logarithm(sum / get(q.kv, i)) : zero;
         }
-        // Near the maximum the gain is lost in rounding.
-        if (!(reached >= dual - 1e-15 * (mass + __builtin_fabs(dual)))) continue;
-        for (std::int64_t j = 0; j < n; ++j) q.v[j * lanes + lane] = tried[j];
-        for (std::int64_t i = 0; i < m; ++i) q.kv[i * lanes + lane] = kv[i];
-        return;
+        const Mask taken = open & (gain >= -1e-15);  // near the maximum the gain is lost in rounding
+        for (std::int64_t j = 0; j < n; ++j) put(q.v, j, taken ? get(row, j) : get(q.v, j));
+        for (std::int64_t i = 0; i < m; ++i) put(q.kv, i, taken ? get(kv, i) : get(q.kv, i));
+        open &= ~taken;
     }
 }
 
@@ -317,8 +304,8 @@ void sinkhorn(const SinkhornProblem* problems, std::int64_t count, std::int64_t 
     const Iterate iterate = iterate_for(n);
     const Vec mass = start(q, problems, count);
     const Vec tolerance = options.tolerance / mass;
-    bool open[lanes];
-    for (std::int64_t lane = 0; lane < lanes; ++lane) open[lane] = lane < count;
+    Mask open{};
+    for (std::int64_t lane = 0; lane < count; ++lane) open[lane] = -1;
     std::int64_t left = count;
     for (std::int64_t iteration = 1; left > 0; ++iteration) {
         const Step step = iterate(q);
@@ -326,7 +313,7 @@ void sinkhorn(const SinkhornProblem* problems, std::int64_t count, std::int64_t 
         if (last || any(step.violation <= tolerance)) {
             for (std::int64_t lane = 0; lane < count; ++lane) {
                 if (!open[lane] || !(last || step.violation[lane] <= tolerance[lane])) continue;
-                open[lane] = false;
+                open[lane] = 0;
                 --left;
                 write(q, lane, mass[lane], problems[lane].plan);
                 *problems[lane].iterations = iteration;
@@ -339,9 +326,7 @@ void sinkhorn(const SinkhornProblem* problems, std::int64_t count, std::int64_t 
             form_kernel(q, step.large);
             multiply_kernel(q);
         }
-        if (newton_is_due(iteration, n))
-            for (std::int64_t lane = 0; lane < count; ++lane)
-                if (open[lane]) newton_step(q, lane, work);
+        if (newton_is_due(iteration, n)) newton_step(q, open, work);
     }
 }
 
