@@ -136,6 +136,8 @@ def scatter(
             raise InputError("neither shape nor out was given; expected one of them")
         result: Any = np.empty(shape, dtype=dtype)
     else:
+        if not _is_torch(out) and not isinstance(out, np.ndarray):
+            raise InputError(f"out is a {type(out).__name__}; expected an array or a CPU tensor")
         result = out
         if shape is not None and tuple(out.shape) != tuple(shape):
             raise InputError(f"out has shape {tuple(out.shape)}; expected {tuple(shape)}")

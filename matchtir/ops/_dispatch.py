@@ -12,9 +12,13 @@ import importlib
 import logging
 import os
 from functools import cache
+from numbers import Integral
 from types import ModuleType
 
 from ..errors import BackendError, ConfigError
+
+# No batch is cut into more pieces than it has problems, so more would not be used anyway.
+_MOST_THREADS = 65_536
 
 _log = logging.getLogger("matchtir")
 
@@ -76,9 +80,9 @@ def threads(num_threads: int | None) -> int:
     """
     if num_threads is None:
         text = os.environ.get("MATCHTIR_NUM_THREADS", "1")
-        if not text.isdigit() or int(text) < 1:
+        if not (text.isascii() and text.isdigit() and int(text) > 0):
             raise ConfigError(f"MATCHTIR_NUM_THREADS is {text!r}; expected a positive integer")
-        return int(text)
-    if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
+        num_threads = int(text)
+    elif isinstance(num_threads, bool) or not isinstance(num_threads, Integral) or num_threads < 1:
         raise ConfigError(f"num_threads is {num_threads!r}; expected a positive integer or None")
-    return num_threads
+    return min(int(num_threads), _MOST_THREADS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
@@ -175,11 +176,11 @@ def sinkhorn(
     Cuturi, NeurIPS 2013, arXiv:1306.0895; Schmitzer, SIAM Journal on Scientific Computing 41 (2019),
     doi:10.1137/16M1106018; Brauer, Clason, Lorenz and Wirth, arXiv:1710.06635.
     """
-    if not (np.isfinite(reg) and reg >= 1e-290):
+    if not (isinstance(reg, Real) and 1e-290 <= reg < np.inf):
         raise ConfigError(f"reg is {reg!r}; expected a positive number (1e-290 or more)")
-    if not (np.isfinite(tol) and tol >= 0):
+    if not (isinstance(tol, Real) and 0 <= tol < np.inf):
         raise ConfigError(f"tol is {tol!r}; expected a number that is not negative")
-    if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
+    if isinstance(max_iter, bool) or not isinstance(max_iter, Integral) or max_iter < 1:
         raise ConfigError(f"max_iter is {max_iter!r}; expected a positive integer")
     if (a is None) != (b is None):
         raise InputError("only one of the marginals a and b was given; expected both or neither")
@@ -187,7 +188,7 @@ def sinkhorn(
     module = _dispatch.load("sinkhorn", backend)
     wide = RaggedMatrix(cost.values.astype(np.float64, copy=False), cost.rows, cost.cols)
     plan, iterations, violation = module.sinkhorn(
-        wide, marginals, float(reg), float(tol), max_iter, _dispatch.threads(num_threads)
+        wide, marginals, float(reg), float(tol), int(max_iter), _dispatch.threads(num_threads)
     )
     converged = violation <= tol
     if not converged.all():
