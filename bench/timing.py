@@ -49,11 +49,13 @@ def once(call: Call) -> float:
 
 
 def interleave(
-    sides: Mapping[str, Call], *, budget: float = 2.5, least: int = 5, most: int = 31, warm: bool = True
+    sides: Mapping[str, Call], *, budget: float = 4.0, least: int = 5, most: int = 31, warm: bool = True
 ) -> dict[str, Times]:
     """Time the sides in turn, so that a drift of the machine meets all of them.
 
-    Rounds go on for `budget` seconds, but at least `least` and at most `most` of them.
+    A timed call follows an untimed one of the same side, so that no side pays for the garbage and the
+    caches that its neighbour left. Rounds go on for `budget` seconds, but at least `least` and at most
+    `most` of them.
     """
     if warm:
         for call in sides.values():
@@ -64,6 +66,7 @@ def interleave(
     rounds = 0
     while rounds < least or (rounds < most and time.perf_counter() - start < budget):
         for name, call in sides.items():
+            call()
             runs[name].append(once(call))
         rounds += 1
     return {name: Times(tuple(seconds)) for name, seconds in runs.items()}
@@ -80,6 +83,7 @@ def interleave_parts(parts: Sequence[Call], ours: Call) -> tuple[Times, Times]:
     total, runs = 0.0, []
     for part in parts:
         total += once(part)
+        ours()
         runs.append(once(ours))
     return Times((total,)), Times(tuple(runs))
 

@@ -117,13 +117,17 @@ cdef const int64_t* starts(const int64_t[::1] offsets, Py_ssize_t count, Py_ssiz
 
 
 cdef void check_shapes(const int64_t[::1] rows, const int64_t[::1] cols, const int64_t[::1] cells,
-                       const int64_t[::1] calls) except *:
-    """Cells and calls of each problem are what its rows and columns say."""
-    cdef Py_ssize_t b
+                       const int64_t[::1] calls, Py_ssize_t cell_total, Py_ssize_t call_total) except *:
+    """Cells and calls [count + 1] are the offsets that rows and columns [count] say, up to their totals."""
+    cdef Py_ssize_t b, count = rows.shape[0]
     cdef int64_t cell_count, call_count
-    if cols.shape[0] != rows.shape[0]:
-        raise InputError(f"{rows.shape[0]} rows but {cols.shape[0]} cols; expected one of each a problem")
-    for b in range(rows.shape[0]):
+    if cols.shape[0] != count:
+        raise InputError(f"{count} rows but {cols.shape[0]} cols; expected one of each a problem")
+    if cells.shape[0] != count + 1 or cells[0] != 0 or cells[count] != cell_total:
+        raise InputError(f"cells must be {count + 1} offsets that rise from 0 to {cell_total}")
+    if calls.shape[0] != count + 1 or calls[0] != 0 or calls[count] != call_total:
+        raise InputError(f"calls must be {count + 1} offsets that rise from 0 to {call_total}")
+    for b in range(count):
         cell_count, call_count = cells[b + 1] - cells[b], calls[b + 1] - calls[b]
         if rows[b] < 0 or cols[b] < 0 or cell_count != rows[b] * cols[b] or call_count != rows[b]:
             raise InputError(
@@ -135,20 +139,18 @@ def assign(const real[::1] scores, const int64_t[::1] rows, const int64_t[::1] c
            const int64_t[::1] calls, bint greedy, bint partial, int threads, int64_t[::1] matches):
     """Fill `matches` with the Hungarian or the greedy matching; see ``hungarian.hpp``."""
     cdef int64_t count = rows.shape[0]
-    cdef const int64_t* cell_starts = starts(cells, count, scores.shape[0], "cells")
-    cdef const int64_t* call_starts = starts(calls, count, matches.shape[0], "calls")
     cdef Status status
-    check_shapes(rows, cols, cells, calls)
+    check_shapes(rows, cols, cells, calls, scores.shape[0], matches.shape[0])
     if count == 0:
         return
     cdef const real* first_score = &scores[0] if scores.shape[0] else NULL
     cdef int64_t* first_match = &matches[0] if matches.shape[0] else NULL
     with nogil:
         if greedy:
-            status = c_greedy(first_score, &rows[0], &cols[0], cell_starts, call_starts, count, partial, threads,
+            status = c_greedy(first_score, &rows[0], &cols[0], &cells[0], &calls[0], count, partial, threads,
                               first_match)
         else:
-            status = c_hungarian(first_score, &rows[0], &cols[0], cell_starts, call_starts, count, partial, threads,
+            status = c_hungarian(first_score, &rows[0], &cols[0], &cells[0], &calls[0], count, partial, threads,
                                  first_match)
     if status.code == Code.not_finite:
         i, j = divmod(status.cell, cols[status.problem])
@@ -163,7 +165,6 @@ def sinkhorn(const double[::1] cost, const int64_t[::1] rows, const int64_t[::1]
              int64_t max_iter, int threads, double[::1] plan, int64_t[::1] iterations, double[::1] violation):
     """Fill `plan`, `iterations` and `violation`; `a` and `b` are both arrays or both None. See ``sinkhorn.hpp``."""
     cdef int64_t count = rows.shape[0]
-    cdef const int64_t* cell_starts = starts(cells, count, cost.shape[0], "cells")
     cdef const double[::1] a_values, b_values
     cdef const double* a_first = NULL
     cdef const double* b_first = NULL
@@ -171,7 +172,7 @@ def sinkhorn(const double[::1] cost, const int64_t[::1] rows, const int64_t[::1]
     cdef const int64_t* b_starts = NULL
     cdef SinkhornOptions options
     cdef Status status
-    check_shapes(rows, cols, cells, row_starts)
+    check_shapes(rows, cols, cells, row_starts, cost.shape[0], row_starts[count] if row_starts.shape[0] > count else -1)
     if plan.shape[0] != cost.shape[0] or iterations.shape[0] != count or violation.shape[0] != count:
         raise InputError("plan, iterations and violation must have one entry a cell, a problem and a problem")
     if a is not None:
@@ -191,7 +192,7 @@ def sinkhorn(const double[::1] cost, const int64_t[::1] rows, const int64_t[::1]
     cdef const double* first_cost = &cost[0] if cost.shape[0] else NULL
     cdef double* first_plan = &plan[0] if plan.shape[0] else NULL
     with nogil:
-        status = c_sinkhorn(first_cost, &rows[0], &cols[0], cell_starts, a_first, a_starts, b_first, b_starts, count,
+        status = c_sinkhorn(first_cost, &rows[0], &cols[0], &cells[0], a_first, a_starts, b_first, b_starts, count,
                             options, threads, first_plan, &iterations[0], &violation[0])
     if status.code == Code.not_finite:
         i, j = divmod(status.cell, cols[status.problem])

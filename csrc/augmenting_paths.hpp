@@ -23,7 +23,7 @@ namespace {
 
 constexpr double infinity = __builtin_huge_val();
 
-// Profits s, `rows` x `cols` with rows <= cols, and what the search needs, all in caller's memory.
+// Profits s, `rows` x `cols` with 2 <= rows <= cols, and what the search needs, all in caller's memory.
 struct Problem {
     const double* s;
     std::int64_t stride, rows, cols;
@@ -228,7 +228,6 @@ void solve(const Problem& q) {
         q.row_of[j] = -1;
     }
     for (std::int64_t i = 0; i < q.rows; ++i) q.col_of[i] = -1;
-    if (q.rows == 1) return assign(q, 0, best_two(q.row(0), q.p, q.cols).j);
     const std::int64_t left = reduce_rows(q, q.square ? reduce_columns(q) : bid_first(q));
     for (std::int64_t k = 0; k < left; ++k) augment(q, q.free_row[k]);
 }

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <mutex>
 #include <numeric>
 #include <vector>
 
@@ -19,13 +19,17 @@ constexpr std::int64_t piece = 16;
 // Runs solve(b, scratch) -> flat index of a bad score or -1 over the batch; the first bad problem is reported.
 template <class Solve>
 Status for_each_problem(std::int64_t count, int threads, std::int64_t scratch_size, const Solve& solve) {
-    std::vector<std::int64_t> bad(static_cast<std::size_t>(count), -1);
+    std::mutex guard;
+    Status status;
     parallel_for(count, piece, threads, scratch_size, [&](std::int64_t begin, std::int64_t end, double* scratch) {
-        for (std::int64_t b = begin; b < end; ++b) bad[static_cast<std::size_t>(b)] = solve(b, scratch);
+        for (std::int64_t b = begin; b < end; ++b) {
+            const std::int64_t cell = solve(b, scratch);
+            if (cell < 0) continue;
+            const std::lock_guard lock(guard);
+            if (status.code == Code::ok || b < status.problem) status = {Code::not_finite, b, cell};
+        }
     });
-    const auto first = std::find_if(bad.begin(), bad.end(), [](std::int64_t cell) { return cell >= 0; });
-    if (first == bad.end()) return {};
-    return {Code::not_finite, first - bad.begin(), *first};
+    return status;
 }
 
 template <class T>

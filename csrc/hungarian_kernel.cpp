@@ -46,29 +46,22 @@ Range range(const T* scores, std::int64_t count) {
 }
 
 // Copies the profits with the shorter side as rows, padded with minus infinity.
-template <class T>
-void copy(const T* scores, std::int64_t m, std::int64_t n, Range r, bool partial, double* out, std::int64_t stride) {
-    const double scale = r.huge ? rescale : 1.0;
-    const bool clamp = partial && r.negative;
-    const auto profit = [=](T score) {
-        const double x = static_cast<double>(score) * scale;
-        return clamp && x < 0 ? 0.0 : x;
-    };
+template <class T, class Profit>
+void copy(const T* scores, std::int64_t m, std::int64_t n, double* out, std::int64_t stride, const Profit& profit) {
+    const std::int64_t rows = m <= n ? m : n, cols = m <= n ? n : m;
+    for (std::int64_t i = 0; i < rows; ++i)
+        for (std::int64_t j = cols; j < stride; ++j) out[i * stride + j] = -infinity;
     if (m <= n) {
-        for (std::int64_t i = 0; i < m; ++i) {
+        for (std::int64_t i = 0; i < m; ++i)
             for (std::int64_t j = 0; j < n; ++j) out[i * stride + j] = profit(scores[i * n + j]);
-            for (std::int64_t j = n; j < stride; ++j) out[i * stride + j] = -infinity;
-        }
         return;
     }
     constexpr std::int64_t tile = 32;
-    for (std::int64_t i0 = 0; i0 < m; i0 += tile) {
-        const std::int64_t i1 = i0 + tile < m ? i0 + tile : m;
-        for (std::int64_t j = 0; j < n; ++j)
-            for (std::int64_t i = i0; i < i1; ++i) out[j * stride + i] = profit(scores[i * n + j]);
+    for (std::int64_t j0 = 0; j0 < n; j0 += tile) {
+        const std::int64_t j1 = j0 + tile < n ? j0 + tile : n;
+        for (std::int64_t i = 0; i < m; ++i)
+            for (std::int64_t j = j0; j < j1; ++j) out[j * stride + i] = profit(scores[i * n + j]);
     }
-    for (std::int64_t j = 0; j < n; ++j)
-        for (std::int64_t i = m; i < stride; ++i) out[j * stride + i] = -infinity;
 }
 
 // Whether the tie rule below has anything to change: a free column left of a row's own with the same
@@ -81,7 +74,8 @@ bool has_ties(const Problem& q, bool partial, double* paid) {
         if (own < 0) continue;
         paid[own] = q.row(i)[own];
         Vec column = lane_numbers();
-        for (std::int64_t j = 0; j < own; j += lanes) {
+        // Past `own` too: a trip count that changes from row to row costs more than the columns.
+        for (std::int64_t j = 0; j < q.cols; j += lanes) {
             const Mask same = load(q.row(i) + j) == paid[own] - Vec{};
             tied |= same & (load(q.row_of + j) < 0) & (column < static_cast<double>(own));
             column += static_cast<double>(lanes);
@@ -135,6 +129,12 @@ std::int64_t hungarian(const T* scores, std::int64_t m, std::int64_t n, bool par
     }
     for (std::int64_t i = 0; i < m; ++i) matches[i] = -1;
     if (m == 0 || n == 0) return -1;
+    if (m == 1 || n == 1) {  // one pair: the first of the highest scores
+        std::int64_t best = 0;
+        for (std::int64_t k = 1; k < m * n; ++k) best = scores[k] > scores[best] ? k : best;
+        if (!partial || scores[best] > 0) matches[m == 1 ? 0 : best] = m == 1 ? best : 0;
+        return -1;
+    }
     const bool transposed = m > n;
     const std::int64_t rows = transposed ? n : m, cols = transposed ? m : n, width = padded(cols);
     const auto take = [&scratch](std::int64_t count) {
@@ -153,7 +153,11 @@ std::int64_t hungarian(const T* scores, std::int64_t m, std::int64_t n, bool par
         q.s = reinterpret_cast<const double*>(scores);
         q.stride = q.cols = cols;
     } else {
-        copy(scores, m, n, r, partial, work, width);
+        const double scale = r.huge ? rescale : 1.0;
+        if (partial && r.negative)
+            copy(scores, m, n, work, width, [scale](T x) { return x < 0 ? 0.0 : static_cast<double>(x) * scale; });
+        else
+            copy(scores, m, n, work, width, [scale](T x) { return static_cast<double>(x) * scale; });
         q.s = work;
         q.stride = q.cols = width;
     }

@@ -200,6 +200,11 @@ class RaggedMatrix:
     rows, cols : ndarray of int64, shape (B,)
         m_b and n_b; either may be 0.
 
+    Attributes
+    ----------
+    offsets, row_offsets : ndarray of int64, shape (B + 1,)
+        Where each problem's cells and rows begin among all cells and all rows.
+
     Raises
     ------
     InputError
@@ -217,6 +222,7 @@ class RaggedMatrix:
     rows: IntArray
     cols: IntArray
     offsets: IntArray = field(init=False)
+    row_offsets: IntArray = field(init=False)
 
     def __post_init__(self) -> None:
         rows = np.ascontiguousarray(self.rows, dtype=np.int64)
@@ -244,6 +250,7 @@ class RaggedMatrix:
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "cols", cols)
         object.__setattr__(self, "offsets", offsets)
+        object.__setattr__(self, "row_offsets", offsets_of(rows))
 
     @classmethod
     def from_blocks(cls, blocks: Sequence[npt.ArrayLike]) -> RaggedMatrix:

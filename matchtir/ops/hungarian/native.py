@@ -10,7 +10,7 @@ from ...types import Ragged, RaggedMatrix
 
 
 def _assign(scores: RaggedMatrix, greedy: bool, partial: bool, threads: int) -> Ragged:
-    matches = Ragged.from_lengths(np.empty(int(scores.rows.sum()), dtype=np.int64), scores.rows)
+    matches = Ragged(np.empty(scores.row_offsets[-1], dtype=np.int64), scores.row_offsets)
     _core.assign(
         scores.values,
         scores.rows,

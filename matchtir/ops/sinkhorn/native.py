@@ -27,7 +27,7 @@ def sinkhorn(
         cost.cols,
         cost.offsets,
         a,
-        offsets_of(cost.rows),
+        cost.row_offsets,
         b,
         offsets_of(cost.cols),
         reg,
