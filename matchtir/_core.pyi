@@ -7,7 +7,7 @@ from .types import Array, FloatArray, IntArray, ToolCall
 class Interner:
     def __init__(self, fold_strings: bool, fold_names: bool) -> None: ...
     def intern(
-        self, traces: Sequence[Sequence[ToolCall]], strict: bool
+        self, traces: Sequence[Sequence[ToolCall]], gold: bool
     ) -> tuple[bytes, bytes, bytes, bytes]: ...
 
 def assign(

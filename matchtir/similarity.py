@@ -87,10 +87,11 @@ def similarity(
         which.append(index)
     gold_counts = np.array([len(calls) for calls in gold_lists], dtype=np.int64)
     order = np.array(which, dtype=np.int64)
+    gold_calls = tables.intern(gold_lists, gold=True)
     return _similarity(
-        tables.intern(predicted, strict=False),
+        tables.intern(predicted, gold=False),
         offsets_of([len(calls) for calls in predicted]),
-        tables.intern(gold_lists, strict=True),
+        gold_calls,
         offsets_of(gold_counts)[:-1][order],
         gold_counts[order],
         num_threads=num_threads,

@@ -20,11 +20,11 @@ class InternedCalls:
     Attributes
     ----------
     names : ndarray of int64, shape (P,)
-        -1 for a malformed call, which is similar to nothing.
+        -1 for a malformed call, or a name that no gold call has; such a call is similar to nothing.
     starts : ndarray of int64, shape (P + 1,)
         ``keys[starts[c]:starts[c + 1]]`` are the parameters of call c, distinct, in any order.
     keys, values : ndarray of int64, shape (L,)
-        Parameter names, and the values beside them.
+        Parameter names, and the values beside them; -1 where no gold call has them.
     """
 
     names: IntArray
@@ -34,19 +34,20 @@ class InternedCalls:
 
 
 class Interner(Protocol):
-    """Tables that number equal names, keys and values alike; see :func:`interner`."""
+    """Tables that number what gold calls hold, and find it in predicted calls; see :func:`interner`."""
 
-    def intern(self, traces: Sequence[Sequence[ToolCall]], strict: bool) -> InternedCalls:
-        """Calls of all traces, one after the other.
+    def intern(self, traces: Sequence[Sequence[ToolCall]], gold: bool) -> InternedCalls:
+        """Calls of all traces, one after the other; gold calls first, for they fill the tables.
 
-        A value that is no JSON (NaN, another Python type, nested deeper than 200 levels) equals
-        nothing; with `strict` it is refused by InputError, naming trace, argument and call.
+        A name, key or value that no gold call has is -1, which equals nothing. So is a value that is
+        no JSON (NaN, another Python type, nested deeper than 200 levels); in a gold call it is refused
+        by InputError, naming trace, argument and call.
         """
         ...
 
 
 def interner(*, fold_strings: bool = False, fold_names: bool = False, backend: str | None = None) -> Interner:
-    """Empty tables, to be filled by predicted and gold calls together.
+    """Empty tables, to be filled by gold calls and then looked up by predicted calls.
 
     Values are numbered alike when they are the same JSON value: objects regardless of key order,
     arrays in order, 1 equal to 1.0, true not equal to 1, strings exactly.

@@ -16,8 +16,8 @@ class Interner:
     def __init__(self, fold_strings: bool, fold_names: bool) -> None:
         self._tables = _core.Interner(fold_strings, fold_names)
 
-    def intern(self, traces: Sequence[Sequence[ToolCall]], strict: bool) -> InternedCalls:
-        columns = self._tables.intern(traces, strict)
+    def intern(self, traces: Sequence[Sequence[ToolCall]], gold: bool) -> InternedCalls:
+        columns = self._tables.intern(traces, gold)
         return InternedCalls(*[np.frombuffer(column, dtype=np.int64) for column in columns])
 
 

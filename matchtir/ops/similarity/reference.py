@@ -14,6 +14,11 @@ from . import InternedCalls
 _DEEPEST = 200
 
 
+def _number(table: dict[Any, int], key: Hashable, add: bool) -> int:
+    """The number of `key`; a new one gets the next number if `add`, and else -1."""
+    return table.setdefault(key, len(table)) if add else table.get(key, -1)
+
+
 class Interner:
     def __init__(self, fold_strings: bool, fold_names: bool) -> None:
         self._fold_strings, self._fold_names = fold_strings, fold_names
@@ -42,16 +47,15 @@ class Interner:
             return ("array", *[self._canonical(v, depth + 1) for v in value])
         raise InputError(f"{type(value).__name__} {value!r:.60} is no JSON value")
 
-    def _value(self, value: Any, strict: bool, where: str) -> int:
+    def _value(self, value: Any, gold: bool, where: str) -> int:
         try:
-            canonical = self._canonical(value)
+            return _number(self._values, self._canonical(value), gold)
         except InputError as error:
-            if strict:
+            if gold:
                 raise InputError(f"{where}: {error}") from None
-            canonical = object()
-        return self._values.setdefault(canonical, len(self._values))
+            return -1
 
-    def intern(self, traces: Sequence[Sequence[ToolCall]], strict: bool) -> InternedCalls:
+    def intern(self, traces: Sequence[Sequence[ToolCall]], gold: bool) -> InternedCalls:
         names: list[int] = []
         sizes: list[int] = []
         keys: list[int] = []
@@ -69,11 +73,11 @@ class Interner:
                     names.append(-1)
                     continue
                 name = call.name.casefold() if self._fold_names else call.name
-                names.append(self._names.setdefault(name, len(self._names)))
+                names.append(_number(self._names, name, gold))
                 for key, value in arguments.items():
-                    keys.append(self._keys.setdefault(key, len(self._keys)))
+                    keys.append(_number(self._keys, key, gold))
                     where = f"gold trace {trace}: argument {key!r} of call {call.name!r}"
-                    values.append(self._value(value, strict, where))
+                    values.append(self._value(value, gold, where))
         return InternedCalls(
             np.array(names, dtype=np.int64),
             offsets_of(sizes),
@@ -82,17 +86,22 @@ class Interner:
         )
 
 
-def _parameters(calls: InternedCalls, c: int) -> dict[int, int]:
+_Parameters = list[tuple[int, int]]  # key and value; no two keys equal but -1, which no gold call has
+
+
+def _parameters(calls: InternedCalls, c: int) -> _Parameters:
     span = slice(calls.starts[c], calls.starts[c + 1])
-    return dict(zip(calls.keys[span].tolist(), calls.values[span].tolist(), strict=True))
+    return list(zip(calls.keys[span].tolist(), calls.values[span].tolist(), strict=True))
 
 
-def _similarity(p_name: int, p: dict[int, int], g_name: int, g: dict[int, int]) -> float:
+def _similarity(p_name: int, p: _Parameters, g_name: int, g: _Parameters) -> float:
     if p_name < 0 or p_name != g_name:
         return 0.0
-    union = len(p.keys() | g.keys())
-    jaccard = len(p.keys() & g.keys()) / union if union else 1.0
-    equal = sum(k in p and p[k] == g[k] for k in g)
+    wanted = dict(g)
+    common = sum(key in wanted for key, _ in p)
+    union = len(p) + len(g) - common
+    jaccard = common / union if union else 1.0
+    equal = sum(key in wanted and wanted[key] == value for key, value in p)
     return (1 + jaccard + equal) / (2 + len(g))
 
 
