@@ -22,7 +22,8 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cases import CASES, WrongAnswerError
+from cases import CASES
+from checks import WrongAnswerError
 from timing import Row, table, write_json
 
 import matchtir

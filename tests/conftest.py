@@ -12,10 +12,22 @@ settings.register_profile("matchtir", deadline=None, max_examples=60, derandomiz
 settings.load_profile("matchtir")
 
 
+def _real(*parts: str) -> Path:
+    """A file of real data in ``MATCHTIR_DATA``, or in ``shared/data`` beside the checkout; skips without."""
+    folder = Path(os.environ.get("MATCHTIR_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    path = folder.joinpath(*parts)
+    if not path.is_file():
+        pytest.skip(f"no {path}; set MATCHTIR_DATA to the folder that holds it")
+    return path
+
+
 @pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real data: ``MATCHTIR_DATA``, or ``shared/data`` beside the checkout."""
-    folder = Path(os.environ.get("MATCHTIR_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip(f"no real data in {folder}; set MATCHTIR_DATA to the folder that holds it")
-    return folder
+def tau_bench_path() -> Path:
+    """200 real rollouts of a benchmark of airline agents, OpenAI messages."""
+    return _real("tau-bench", "gpt-4o-airline.json")
+
+
+@pytest.fixture(scope="session")
+def ftrl_path() -> Path:
+    """FTRL's 200 test tasks, parquet."""
+    return _real("ftrl", "test.parquet")

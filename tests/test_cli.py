@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,6 @@ from matchtir.credit import CreditConfig, assign_credit
 from matchtir.report import environment, terminal
 from matchtir.types import ToolCall, Trajectory, Turn
 
-DATA = Path(os.environ.get("MATCHTIR_DATA", Path(__file__).parents[2] / "shared" / "data"))
-TAU_BENCH = DATA / "tau-bench" / "gpt-4o-airline.json"
-FTRL = DATA / "ftrl" / "test.parquet"
 ROOT = Path(__file__).parents[1]
 
 CALL = {"name": "lookup", "arguments": {"key": "a"}}
@@ -117,10 +115,9 @@ def test_score_sample_has_every_kind_of_failing(tmp_path: Path, capsys: Any) -> 
     assert "file" not in records_of(out)[0]
 
 
-@pytest.mark.skipif(not TAU_BENCH.exists(), reason=f"no {TAU_BENCH}; set MATCHTIR_DATA")
-def test_score_tau_bench_scores_every_row(tmp_path: Path, capsys: Any) -> None:
+def test_score_tau_bench_scores_every_row(tau_bench_path: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "s.jsonl"
-    assert cli.main(["score", str(TAU_BENCH), "-o", str(out)]) == cli.DONE
+    assert cli.main(["score", str(tau_bench_path), "-o", str(out)]) == cli.DONE
     captured = capsys.readouterr()
     assert "recognised as tau-bench" in captured.err
     table = table_of(captured.out)
@@ -129,14 +126,13 @@ def test_score_tau_bench_scores_every_row(tmp_path: Path, capsys: Any) -> None:
     assert [record["row"] for record in records] == list(range(200))
     assert sum(len(record["matches"]) for record in records) == 1164
     assert [record["group"] for record in records] == [
-        r["task_id"] for r in json.loads(TAU_BENCH.read_text())
+        r["task_id"] for r in json.loads(tau_bench_path.read_text())
     ]
 
 
-@pytest.mark.skipif(not FTRL.exists(), reason=f"no {FTRL}; set MATCHTIR_DATA")
-def test_score_file_of_tasks_fails_in_one_line(capsys: Any) -> None:
+def test_score_file_of_tasks_fails_in_one_line(ftrl_path: Path, capsys: Any) -> None:
     pytest.importorskip("pyarrow")
-    assert cli.main(["score", str(FTRL)]) == cli.FAILED
+    assert cli.main(["score", str(ftrl_path)]) == cli.FAILED
     error = capsys.readouterr().err
     assert "all 200 rows: messages holds no assistant turn: this is a task, not a rollout" in error
     assert error.count("\n") == 3
@@ -317,6 +313,15 @@ def test_text_format_and_repair_reach_the_parser(tmp_path: Path, capsys: Any) ->
 # --- signals and pipes --------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def heed_interrupts() -> Iterator[None]:
+    """A process that ignores the interrupt (nohup, a background job) hands that down to its children."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)
+
+
+@pytest.mark.usefixtures("heed_interrupts")
 def test_interrupt_exits_130_with_one_line_and_no_output(tmp_path: Path) -> None:
     out = tmp_path / "s.jsonl"
     with subprocess.Popen(

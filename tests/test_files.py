@@ -24,10 +24,6 @@ from matchtir.errors import InputError
 from matchtir.files import json_rows
 from matchtir.types import ToolCall
 
-DATA = Path(os.environ.get("MATCHTIR_DATA", Path(__file__).parents[2] / "shared" / "data"))
-TAU_BENCH = DATA / "tau-bench" / "gpt-4o-airline.json"
-FTRL = DATA / "ftrl" / "test.parquet"
-
 CALL = {"name": "lookup", "arguments": {"key": "a", "limit": 3}}
 ROW: dict[str, Any] = {
     "group": "g",
@@ -124,10 +120,9 @@ def test_read_tau_bench_takes_gold_group_and_outcome(tmp_path: Path) -> None:
         assert "Timeout" in str(rows[1].error)
 
 
-@pytest.mark.skipif(not TAU_BENCH.exists(), reason=f"no {TAU_BENCH}; set MATCHTIR_DATA")
-def test_read_real_tau_bench_file_keeps_every_row_and_call() -> None:
-    format, rows = read(TAU_BENCH)
-    source = json.loads(TAU_BENCH.read_text())
+def test_read_real_tau_bench_file_keeps_every_row_and_call(tau_bench_path: Path) -> None:
+    format, rows = read(tau_bench_path)
+    source = json.loads(tau_bench_path.read_text())
     assert format == "tau-bench"
     assert len(rows) == len(source) == 200
     total = 0
@@ -144,10 +139,9 @@ def test_read_real_tau_bench_file_keeps_every_row_and_call() -> None:
     assert total == 1164
 
 
-@pytest.mark.skipif(not FTRL.exists(), reason=f"no {FTRL}; set MATCHTIR_DATA")
-def test_read_file_of_tasks_says_that_it_holds_no_rollouts() -> None:
+def test_read_file_of_tasks_says_that_it_holds_no_rollouts(ftrl_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    format, rows = read(FTRL)
+    format, rows = read(ftrl_path)
     assert format == "parquet"
     assert len(rows) == 200
     assert all("a task, not a rollout" in str(row.error) for row in rows)
@@ -535,8 +529,10 @@ def test_check_output_refuses_before_any_work(tmp_path: Path, name: str, reason:
 
 
 KILLED_WRITER = """
-import sys, time
+import signal, sys, time
 from matchtir import files
+# A parent that ignores the interrupt (nohup, a background job) hands that down.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def records():
     for row in range(5000):
         yield {"row": row, "group": 1, "call_rewards": [0.5] * 50, "matches": [0] * 50, "turn_rewards": [0.5],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import pytest
 
 from matchtir.errors import ConfigError, InputError
 from matchtir.parse import parse_messages, parse_turn
-
-DATA = Path(os.environ.get("MATCHTIR_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 
 def call(name: Any = "f", arguments: Any = "{}", id: str | None = None) -> dict[str, Any]:
@@ -173,11 +170,8 @@ def test_messages_none_make_no_turn() -> None:
 
 
 @pytest.fixture(scope="module")
-def tau_bench() -> list[dict[str, Any]]:
-    path = DATA / "tau-bench" / "gpt-4o-airline.json"
-    if not path.exists():
-        pytest.skip(f"no τ-bench rollouts at {path}; set MATCHTIR_DATA")
-    rows: list[dict[str, Any]] = json.loads(path.read_text())
+def tau_bench(tau_bench_path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(tau_bench_path.read_text())
     return rows
 
 

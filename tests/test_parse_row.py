@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from matchtir.errors import ConfigError, InputError
 from matchtir.parse import trajectory_from_row
 from matchtir.types import ToolCall, Turn
 
-DATA = Path(os.environ.get("MATCHTIR_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
 
 
@@ -158,11 +156,8 @@ def test_row_unknown_format_argument_is_a_configuration_error() -> None:
         trajectory_from_row(row(), format="xml")
 
 
-def test_row_tau_bench_rollouts_with_their_gold_calls() -> None:
-    path = DATA / "tau-bench" / "gpt-4o-airline.json"
-    if not path.exists():
-        pytest.skip(f"no τ-bench rollouts at {path}; set MATCHTIR_DATA")
-    for source in json.loads(path.read_text()):
+def test_row_tau_bench_rollouts_with_their_gold_calls(tau_bench_path: Path) -> None:
+    for source in json.loads(tau_bench_path.read_text()):
         actions = source["info"]["task"]["actions"]
         trajectory = trajectory_from_row(
             {
@@ -179,12 +174,9 @@ def test_row_tau_bench_rollouts_with_their_gold_calls() -> None:
         assert trajectory.outcome == source["reward"]
 
 
-def test_row_ftrl_sub_answers_and_answer_are_read() -> None:
-    path = DATA / "ftrl" / "test.parquet"
+def test_row_ftrl_sub_answers_and_answer_are_read(ftrl_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    if not path.exists():
-        pytest.skip(f"no FTRL tasks at {path}; set MATCHTIR_DATA")
-    for task in parquet.read_table(path, columns=["unsolved_set", "answer"]).to_pylist():
+    for task in parquet.read_table(ftrl_path, columns=["unsolved_set", "answer"]).to_pylist():
         trajectory = trajectory_from_row({"group": 0, "turns": [], **task})
         expected = json.loads(task["unsolved_set"])
         assert trajectory.sub_answers is not None

@@ -21,9 +21,8 @@ GAMMA, EPS = 0.9, 1e-6
 
 
 @pytest.fixture(scope="module")
-def raw(real_data):
-    path = real_data / "tau-bench" / "gpt-4o-airline.json"
-    return path, json.loads(path.read_text(encoding="utf-8"))
+def raw(tau_bench_path):
+    return tau_bench_path, json.loads(tau_bench_path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
