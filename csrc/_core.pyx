@@ -121,6 +121,7 @@ cdef void check_shapes(const int64_t[::1] rows, const int64_t[::1] cols, const i
     """Cells and calls [count + 1] are the offsets that rows and columns [count] say, up to their totals."""
     cdef Py_ssize_t b, count = rows.shape[0]
     cdef int64_t cell_count, call_count
+    cdef bint fits
     if cols.shape[0] != count:
         raise InputError(f"{count} rows but {cols.shape[0]} cols; expected one of each a problem")
     if cells.shape[0] != count + 1 or cells[0] != 0 or cells[count] != cell_total:
@@ -129,7 +130,9 @@ cdef void check_shapes(const int64_t[::1] rows, const int64_t[::1] cols, const i
         raise InputError(f"calls must be {count + 1} offsets that rise from 0 to {call_total}")
     for b in range(count):
         cell_count, call_count = cells[b + 1] - cells[b], calls[b + 1] - calls[b]
-        if rows[b] < 0 or cols[b] < 0 or cell_count != rows[b] * cols[b] or call_count != rows[b]:
+        # The division keeps the product from wrapping around.
+        fits = rows[b] >= 0 and cols[b] >= 0 and (rows[b] == 0 or cols[b] <= cell_total // rows[b])
+        if not fits or cell_count != rows[b] * cols[b] or call_count != rows[b]:
             raise InputError(
                 f"problem {b} has shape ({rows[b]}, {cols[b]}) but {cell_count} cells and {call_count} rows of results"
             )
@@ -219,7 +222,7 @@ def similarity(const int64_t[::1] names, const int64_t[::1] arguments, const int
     if values.shape[0] != keys.shape[0] or gold_values.shape[0] != gold_keys.shape[0] or gold_counts.shape[0] != count:
         raise InputError("values must be as long as keys, and gold_counts as gold_begins")
     for b in range(count):
-        if gold_begins[b] < 0 or gold_counts[b] < 0 or gold_begins[b] + gold_counts[b] > gold_names.shape[0]:
+        if gold_begins[b] < 0 or gold_counts[b] < 0 or gold_counts[b] > gold_names.shape[0] - gold_begins[b]:
             raise InputError(f"problem {b} reaches beyond the {gold_names.shape[0]} gold calls")
         if cells[b + 1] - cells[b] != (begins[b + 1] - begins[b]) * gold_counts[b]:
             raise InputError(
@@ -258,6 +261,8 @@ def scatter(const bits[::1] values, const int64_t[:, ::1] spans, const int64_t[:
         raise InputError("the rows of out must be contiguous")
     if out.strides[0] % <Py_ssize_t>sizeof(bits) != 0:
         raise InputError("the rows of out must be a whole number of items apart")
+    if rows > 1 and -width < stride < width:
+        raise InputError("the rows of out overlap")
     cdef const bits* first_value = &values[0] if values.shape[0] else NULL
     cdef const int64_t* first_span = &spans[0, 0] if values.shape[0] else NULL
     if rows == 0:

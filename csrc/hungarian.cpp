@@ -40,11 +40,9 @@ HungarianKernel<T> kernel() {
     return baseline::hungarian<T>;
 }
 
-// `order` holds m * n indices.
 template <class T>
-std::int64_t greedy_one(const T* scores, std::int64_t m, std::int64_t n, bool partial, std::int64_t* matches,
-                        std::vector<std::int64_t>& order) {
-    order.resize(static_cast<std::size_t>(m * n));
+std::int64_t greedy_one(const T* scores, std::int64_t m, std::int64_t n, bool partial, std::int64_t* matches) {
+    std::vector<std::int64_t> order(static_cast<std::size_t>(m * n));
     std::iota(order.begin(), order.end(), std::int64_t{0});
     for (const std::int64_t k : order)
         if (!std::isfinite(scores[k])) return k;
@@ -80,8 +78,7 @@ template <class T>
 Status greedy(const T* scores, const std::int64_t* rows, const std::int64_t* cols, const std::int64_t* cells,
               const std::int64_t* calls, std::int64_t count, bool partial, int threads, std::int64_t* matches) {
     return for_each_problem(count, threads, 0, [=](std::int64_t b, double*) {
-        thread_local std::vector<std::int64_t> order;
-        return greedy_one(scores + cells[b], rows[b], cols[b], partial, matches + calls[b], order);
+        return greedy_one(scores + cells[b], rows[b], cols[b], partial, matches + calls[b]);
     });
 }
 

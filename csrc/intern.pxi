@@ -5,7 +5,7 @@
 from collections.abc import Mapping
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.dict cimport PyDict_GetItem, PyDict_Next, PyDict_SetItem
+from cpython.dict cimport PyDict_GetItemWithError, PyDict_Next, PyDict_SetItem
 from cpython.long cimport PyLong_AsLongLong
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_CheckExact
@@ -20,7 +20,7 @@ cdef object FALSE = b"f"
 
 cdef int64_t number_of(dict table, object key, bint add) except? -1:
     """The number of `key`; a new one gets the next number if `add`, and else -1."""
-    cdef PyObject* found = <PyObject*>PyDict_GetItem(table, key)
+    cdef PyObject* found = PyDict_GetItemWithError(table, key)
     if found != NULL:
         return PyLong_AsLongLong(<object>found)
     if not add:

@@ -5,8 +5,11 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -29,8 +32,8 @@ private:
 
 // Calls work(begin, end, scratch) on pieces of [0, count) until all are done. Each thread has
 // `scratch_size` doubles of its own. Pieces are handed out on demand, because problems differ in
-// size; what a piece computes must not depend on who computes it. Throws std::bad_alloc or
-// std::system_error before any work is done.
+// size; what a piece computes must not depend on who computes it. Where the system has no more
+// threads to give, fewer do the work. An exception of `work` ends the run and is thrown again here.
 template <class Work>
 void parallel_for(std::int64_t count, std::int64_t piece, int threads, std::int64_t scratch_size, const Work& work) {
     const std::int64_t pieces = (count + piece - 1) / piece;
@@ -39,21 +42,27 @@ void parallel_for(std::int64_t count, std::int64_t piece, int threads, std::int6
     scratch.reserve(static_cast<std::size_t>(used));
     for (int t = 0; t < used; ++t) scratch.emplace_back(scratch_size);
     std::atomic<std::int64_t> next{0};
+    std::mutex guard;
+    std::exception_ptr failure;
     const auto run = [&](int t) {
-        for (std::int64_t k; (k = next.fetch_add(1, std::memory_order_relaxed)) < pieces;)
-            work(k * piece, std::min(count, (k + 1) * piece), scratch[static_cast<std::size_t>(t)].get());
+        try {
+            for (std::int64_t k; (k = next.fetch_add(1, std::memory_order_relaxed)) < pieces;)
+                work(k * piece, std::min(count, (k + 1) * piece), scratch[static_cast<std::size_t>(t)].get());
+        } catch (...) {
+            next = pieces;
+            const std::lock_guard lock(guard);
+            failure = std::current_exception();
+        }
     };
     std::vector<std::thread> helpers;
     helpers.reserve(static_cast<std::size_t>(used));
     try {
         for (int t = 1; t < used; ++t) helpers.emplace_back(run, t);
-    } catch (...) {
-        next = pieces;
-        for (std::thread& helper : helpers) helper.join();
-        throw;
+    } catch (const std::system_error&) {  // no more threads: those that started, and this one, suffice
     }
     run(0);
     for (std::thread& helper : helpers) helper.join();
+    if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace matchtir

@@ -7,15 +7,13 @@ rollout, for which ``integration="trajectory"`` makes the advantage.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from numbers import Real
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from .errors import InputError
-from .ops.hungarian import hungarian
-from .types import FloatArray, RaggedMatrix, ToolCall, Trajectory
+from .ops import hungarian, interner, similarity
+from .types import FloatArray, Ragged, RaggedMatrix, ToolCall, Trajectory, offsets_of
 
 
 def toolrl_reward(trajectory: Trajectory) -> float:
@@ -69,7 +67,7 @@ def toolrl_rewards(trajectories: Sequence[Trajectory]) -> FloatArray:
     """:func:`toolrl_reward` of each rollout, shape (B,), with one call of the solver for all."""
     calls = [trajectory.calls for trajectory in trajectories]
     golds = [trajectory.gold_calls for trajectory in trajectories]
-    scores = RaggedMatrix.from_blocks([_agreements(p, g) for p, g in zip(calls, golds, strict=True)])
+    scores = _agreements(calls, golds)
     columns = hungarian(scores)
     rewards = np.empty(len(trajectories))
     for b, trajectory in enumerate(trajectories):
@@ -166,21 +164,21 @@ def ftrl_rewards(trajectories: Sequence[Trajectory]) -> FloatArray:
     return rewards
 
 
-def _agreements(predicted: Sequence[ToolCall], gold: Sequence[ToolCall]) -> FloatArray:
-    """r_param + r_value of each pair, shape (P, K); 0 where the names differ or the call is malformed."""
-    scores = np.zeros((len(predicted), len(gold)))
-    for i, p in enumerate(predicted):
-        for j, g in enumerate(gold):
-            if p.malformed is None and p.name == g.name:
-                same = sum(k in p.arguments and _same_json(p.arguments[k], v) for k, v in g.arguments.items())
-                scores[i, j] = _jaccard(p.arguments.keys(), g.arguments.keys()) + same
-    return scores
+def _agreements(calls: Sequence[Sequence[ToolCall]], golds: Sequence[Sequence[ToolCall]]) -> RaggedMatrix:
+    """r_param + r_value of each pair, a block (P, K) a rollout; 0 where names differ or a call is malformed.
 
-
-def _jaccard(a: Collection[str], b: Collection[str]) -> float:
-    """Common over all of two sets of names; 1 for two empty ones."""
-    either = set(a) | set(b)
-    return len(set(a) & set(b)) / len(either) if either else 1.0
+    MatchTIR's similarity of two calls of the same name is (1 + r_param + r_value) / (2 + |K_g|).
+    """
+    tables = interner()
+    gold_counts = np.array([len(gold) for gold in golds], dtype=np.int64)
+    gold_calls = tables.intern(golds, gold=True)
+    predicted = tables.intern(calls, gold=False)
+    begins = offsets_of([len(predicted) for predicted in calls])
+    blocks = similarity(predicted, begins, gold_calls, offsets_of(gold_counts)[:-1], gold_counts)
+    wanted = Ragged.from_lengths(np.diff(gold_calls.starts), gold_counts)
+    for block, sizes in zip(blocks, wanted, strict=True):
+        block[:] = np.where(block > 0, block * (2 + sizes) - 1, 0.0)
+    return blocks
 
 
 def _name_agreement(predicted: Sequence[ToolCall], gold: Sequence[ToolCall]) -> float:
@@ -208,27 +206,3 @@ def _contains(result: str, answer: str) -> bool:
     """Whether a plain result holds every part of an answer; an answer without parts is never held."""
     parts = [part for part in map(_plain, answer.split(", ")) if part]
     return bool(parts) and all(part in result for part in parts)
-
-
-def _same_json(a: Any, b: Any) -> bool:
-    """Whether two values are the same JSON value; nested values on a stack, so that no depth is too deep."""
-    stack = [(a, b)]
-    while stack:
-        x, y = stack.pop()
-        if isinstance(x, Mapping) and isinstance(y, Mapping):
-            if x.keys() != y.keys():
-                return False
-            stack.extend((x[k], y[k]) for k in x)
-        elif isinstance(x, (list, tuple)) and isinstance(y, (list, tuple)):
-            if len(x) != len(y):
-                return False
-            stack.extend(zip(x, y, strict=True))
-        elif isinstance(x, bool) or isinstance(y, bool):
-            if x is not y:
-                return False
-        elif isinstance(x, Real) and isinstance(y, Real):
-            if x != y:
-                return False
-        elif type(x) is not type(y) or x != y:
-            return False
-    return True

@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read us has left. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except (MatchtirError, ImportError, OSError) as error:
+    except (MatchtirError, ImportError, OSError, MemoryError) as error:
         _say(f"error: {_words(error)}")
         return FAILED
 
@@ -311,7 +311,7 @@ def _words(error: BaseException) -> str:
     """An error in words, without Python's and the system's numbers."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    return str(error)
+    return str(error) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__)
 
 
 def _say(text: str) -> None:
@@ -344,7 +344,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=f"write one object a rollout ({', '.join(files.OUTPUT_SUFFIXES)}); - is standard output",
     )
-    score.add_argument("--strict", action="store_true", help="stop at the first broken row or file")
+    score.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at the first broken row (exit code 1) or file (2); nothing is written",
+    )
     score.set_defaults(run=_score)
 
     explain = commands.add_parser(

@@ -23,9 +23,9 @@ from .baselines import ftrl_rewards, toolrl_rewards
 from .errors import ConfigError, InputError, MatchtirError
 from .matching import Cost, Matching, match
 from .parse import trajectory_from_row
-from .rewards import outcome_rewards, trajectory_returns, turn_rewards
+from .rewards import LARGEST_REWARD, outcome_rewards, trajectory_returns, turn_rewards
 from .similarity import NameMatch, ValueMatch, similarity
-from .types import Credit, Ragged, Trajectory
+from .types import Credit, Ragged, ToolCall, Trajectory
 
 IntegrationOrAuto = Literal["auto", Integration]
 Reward = Literal["matchtir", "outcome", "toolrl", "ftrl"]
@@ -41,10 +41,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 # Field: its kind, what is allowed in words, and the test of it, which NaN fails.
 _NUMBERS: dict[str, tuple[type[Any], str, Callable[[Any], bool]]] = {
-    "penalty": (Real, "a finite number, 0 or more", lambda x: 0 <= x < math.inf),
-    "reg": (Real, "a finite number above 0", lambda x: 0 < x < math.inf),
+    "penalty": (Real, "a finite number, 0 or more (1e100 at most)", lambda x: 0 <= x <= LARGEST_REWARD),
+    "reg": (Real, "a finite number above 0 (1e-290 or more)", lambda x: 1e-290 <= x < math.inf),
     "tol": (Real, "a finite number above 0", lambda x: 0 < x < math.inf),
-    "max_iter": (Integral, "a whole number, 1 or more", lambda x: x >= 1),
+    "max_iter": (Integral, "a whole number, 1 or more (2^62 at most)", lambda x: 1 <= x <= 2**62),
     "gamma": (Real, "a number in [0, 1]", lambda x: 0 <= x <= 1),
     "eps": (Real, "a finite number above 0", lambda x: 0 < x < math.inf),
     "num_threads": (Integral, "None or a whole number, 1 or more", lambda x: x >= 1),
@@ -275,12 +275,13 @@ def _trajectories(rollouts: Sequence[Trajectory | Mapping[str, Any]]) -> list[Tr
     if isinstance(rollouts, (Trajectory, Mapping, str, bytes)):
         raise InputError(f"rollouts is one {type(rollouts).__name__}; expected a sequence of rollouts")
     trajectories = []
+    golds: dict[str, tuple[ToolCall, ...]] = {}
     for b, rollout in enumerate(rollouts):
         if not isinstance(rollout, (Trajectory, Mapping)):
             raise InputError(f"rollouts[{b}] is a {type(rollout).__name__}; expected a Trajectory or mapping")
         if isinstance(rollout, Mapping):
             try:
-                rollout = trajectory_from_row(rollout)
+                rollout = trajectory_from_row(rollout, golds=golds)
             except MatchtirError as error:
                 raise InputError(f"rollouts[{b}]: {error}") from error
         trajectories.append(rollout)

@@ -89,8 +89,8 @@ def match(
     Raises
     ------
     ConfigError
-        For an unknown `matching` or `cost`, a penalty that is not finite, or transport settings out
-        of range.
+        For an unknown `matching` or an impossible penalty; under sinkhorn also for an unknown `cost`
+        or transport settings out of range.
     InputError
         If a score is not finite.
 
@@ -103,8 +103,8 @@ def match(
     ----------
     MatchTIR, arXiv:2601.10712, equations 5-7.
     """
-    if not np.isfinite(penalty):
-        raise ConfigError(f"penalty is {penalty!r}; expected a finite number")
+    if not 0 <= penalty < np.inf:
+        raise ConfigError(f"penalty is {penalty!r}; expected a finite number, 0 or more")
     if matching == "sinkhorn":
         problem = transport_cost(scores, cost)
         result = sinkhorn(problem, reg=reg, tol=tol, max_iter=max_iter, num_threads=num_threads)

@@ -15,6 +15,9 @@ import numpy.typing as npt
 from .errors import InputError
 from .types import FloatArray, Ragged, Trajectory
 
+LARGEST_REWARD = 1e100
+"""Magnitude that an outcome or a penalty may have: its square, summed over a group, is still finite."""
+
 
 class _Spaced(dict[int, int]):
     """Translation table, filled as characters are met: punctuation and symbols to a space.
@@ -99,12 +102,12 @@ def outcome_reward(trajectory: Trajectory) -> float:
     Returns
     -------
     float
-        In [0, 1] for the F1; any finite number for a given outcome. True and False count 1 and 0.
+        In [0, 1] for the F1; within 1e100 for a given outcome. True and False count 1 and 0.
 
     Raises
     ------
     InputError
-        If the given outcome is no finite number.
+        If the given outcome is no number of magnitude at most 1e100.
 
     References
     ----------
@@ -112,8 +115,12 @@ def outcome_reward(trajectory: Trajectory) -> float:
     """
     given = trajectory.outcome
     if given is not None:
-        if not isinstance(given, Real) or not math.isfinite(given):
-            raise InputError(f"outcome is {given!r}; expected a finite number or None")
+        # An int may be too large for a float, and a float16 knows no 1e100.
+        number = isinstance(given, Real) and (isinstance(given, int) or abs(float(given)) < math.inf)
+        if not number or abs(given if isinstance(given, int) else float(given)) > LARGEST_REWARD:
+            raise InputError(
+                f"outcome is {given!r}; expected a finite number of magnitude at most 1e100, or None"
+            )
         return float(given)
     last = trajectory.turns[-1] if trajectory.turns else None
     if last is None or last.calls:
@@ -135,7 +142,7 @@ def outcome_rewards(trajectories: Sequence[Trajectory]) -> FloatArray:
     Raises
     ------
     InputError
-        If a given outcome is no finite number; the message names the rollout.
+        If a given outcome is no number of magnitude at most 1e100; the message names the rollout.
     """
     rewards = np.empty(len(trajectories))
     for b, trajectory in enumerate(trajectories):

@@ -134,6 +134,8 @@ def scatter(
     if out is None:
         if shape is None:
             raise InputError("neither shape nor out was given; expected one of them")
+        if min(shape, default=0) < 0:
+            raise InputError(f"shape is {tuple(shape)}; expected no negative size")
         result: Any = np.empty(shape, dtype=dtype)
     else:
         if not _is_torch(out) and not isinstance(out, np.ndarray):

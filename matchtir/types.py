@@ -133,6 +133,7 @@ class Ragged:
     offsets: IntArray
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "values", np.asarray(self.values))
         given = np.asarray(self.offsets)
         if given.size and given.dtype.kind not in "iu":
             raise InputError(f"offsets are {given.dtype}; expected integers")

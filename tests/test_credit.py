@@ -445,3 +445,17 @@ def test_credit_follows_a_permutation_and_needs_no_other_group(
     alone = assign_credit([batch[b] for b in mates], config)
     for to, b in enumerate(mates):
         np.testing.assert_allclose(alone.turn_advantages[to], credit.turn_advantages[b], atol=1e-9)
+
+
+@pytest.mark.parametrize("outcome", [1e101, -1e160, 10**400, float("inf")])
+def test_outcomes_too_large_to_be_squared_are_refused(outcome: float) -> None:
+    with pytest.raises(InputError, match=r"rollouts\[1\]: outcome is .*at most 1e100"):
+        assign_credit([Trajectory((Turn(),), outcome=1e100), Trajectory((Turn(),), outcome=outcome)])
+    largest = [Trajectory((Turn(),), outcome=x) for x in (1e100, -1e100, 0.0)]
+    assert np.sign(assign_credit(largest).trajectory_advantages).tolist() == [1.0, -1.0, 0.0]
+
+
+@pytest.mark.parametrize("change", [{"max_iter": 10**20}, {"reg": 1e-300}, {"penalty": 1e101}])
+def test_settings_that_the_core_cannot_take_are_refused_at_once(change: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(change))} is "):
+        CreditConfig(**change)  # type: ignore[arg-type]

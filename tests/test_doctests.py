@@ -11,7 +11,7 @@ import pytest
 
 import matchtir
 
-ROOT = Path(matchtir.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 MODULES = [
     "matchtir",
     *sorted(

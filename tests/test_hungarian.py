@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import permutations
 
 import numpy as np
@@ -259,5 +261,28 @@ def test_core_refuses_sizes_that_do_not_fit():
         core.assign(np.zeros(4), one_, one_, starts, starts, False, False, 1, zero)
     with pytest.raises(InputError, match="problem 0 has shape"):
         core.assign(np.zeros(1), one_, 2 * one_, starts, starts, False, False, 1, zero)
+    wraps = np.array([4]), np.array([2**62]), np.array([0, 0]), np.array([0, 4])
+    with pytest.raises(InputError, match="problem 0 has shape"):
+        core.assign(np.zeros(0), *wraps, False, True, 1, np.zeros(4, dtype=np.int64))
     with pytest.raises(InputError, match="one of each a problem"):
         core.assign(np.zeros(1), one_, np.ones(2, dtype=np.int64), starts, starts, False, False, 1, zero)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space, which needs Linux")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_greedy_without_memory_raises_in_any_thread(threads):
+    code = (
+        "import resource, numpy as np\n"
+        "from matchtir import RaggedMatrix\n"
+        "from matchtir.ops import greedy\n"
+        "scores = RaggedMatrix(np.zeros(40 * 4_000_000, np.float32), [2000] * 40, [2000] * 40)\n"
+        "greedy(RaggedMatrix.from_blocks([[[1.0]]]))\n"
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 24 * 2**20,) * 2)\n"
+        "try:\n"
+        f"    greedy(scores, num_threads={threads})\n"
+        "except MemoryError:\n"
+        "    print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr

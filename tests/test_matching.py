@@ -118,7 +118,7 @@ def test_match_takes_float32_scores(matching):
 
 
 @pytest.mark.parametrize("matching", ["hungarian", "greedy"])
-@given(problems=st.lists(blocks, max_size=5), penalty=st.sampled_from([0.0, 0.5, -1.0]))
+@given(problems=st.lists(blocks, max_size=5), penalty=st.sampled_from([0.0, 0.5, 2.0]))
 def test_match_hard_rewards_equal_a_loop(matching, problems, penalty):
     matches, rewards = match(RaggedMatrix.from_blocks(problems), matching=matching, penalty=penalty)
     assert len(matches) == len(rewards) == len(problems)
@@ -197,6 +197,7 @@ def test_match_passes_the_transport_settings_on():
         ({"matching": "sinkhorn", "num_threads": True}, "num_threads is True; expected a positive integer"),
         ({"penalty": float("nan")}, "penalty is nan; expected"),
         ({"penalty": float("inf")}, "penalty is inf; expected"),
+        ({"penalty": -1.0}, "penalty is -1.0; expected a finite number, 0 or more"),
     ],
 )
 def test_match_refuses_impossible_settings(options, message):

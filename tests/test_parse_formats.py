@@ -395,3 +395,32 @@ def test_parse_hermes_agrees_with_transformers_on_well_formed_text(calls: list[P
     text = hermes(*(json.dumps({"name": name, "arguments": arguments}) for name, arguments in calls))
     theirs = chat_parsing.parse_response(text, template, prefix="")["tool_calls"]
     assert pairs(parse_turn(text)) == [(call["name"], call["arguments"]) for call in theirs]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('[TOOL_CALLS] {"name": "f"} {"name": "g"}', ["f", "g"]),
+        ('[TOOL_CALLS][{"name": "f"}] [{"name": "g"}, {"name": "h"}]', ["f", "g", "h"]),
+        ('[TOOL_CALLS]f{"a": 1}g{"b": 2}', ["f", "g"]),
+        ('[TOOL_CALLS] [{"name": "f"}], {"name": "g"}]', ["f", "g"]),
+        ('[TOOL_CALLS][{"name": "f"}] Both are asked for.', ["f"]),
+        ('[TOOL_CALLS][{"name": "f"}][TOOL_CA', ["f"]),
+        ('[TOOL_CALLS][{"name": "f"}] {"name": 3}', ["f", ""]),
+    ],
+)
+def test_mistral_calls_behind_the_first_value_of_a_tag_are_calls(text: str, names: list[str]) -> None:
+    assert [call.name for call in parse_turn(text, "mistral").calls] == names
+
+
+def test_llama3_json_in_an_answer_is_an_answer() -> None:
+    turn = parse_turn('<answer>\n{"name": "Lily Chen", "age": 3}\n</answer>', "llama3")
+    assert turn.calls == ()
+    assert turn.answer == '{"name": "Lily Chen", "age": 3}'
+    # A tag is a call wherever it stands, and so is what follows the answer.
+    tagged = '<answer><|python_tag|>{"name": "f", "parameters": {}}</answer>'
+    assert [call.name for call in parse_turn(tagged, "llama3").calls] == ["f"]
+    after = '<answer>4</answer>\n{"name": "f", "parameters": {}}'
+    assert [call.name for call in parse_turn(after, "llama3").calls] == ["f"]
+    unclosed = '<answer>\n{"name": "f", "parameters": {}}'
+    assert [call.name for call in parse_turn(unclosed, "llama3").calls] == ["f"]

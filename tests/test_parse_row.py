@@ -182,3 +182,12 @@ def test_row_ftrl_sub_answers_and_answer_are_read(ftrl_path: Path) -> None:
         assert trajectory.sub_answers is not None
         assert set(trajectory.sub_answers) == set(expected)
         assert trajectory.gold_answer == task["answer"]
+
+
+def test_row_shares_equal_gold_traces_of_the_same_dict() -> None:
+    golds: dict[str, tuple[ToolCall, ...]] = {}
+    traces = [[{"name": "f", "arguments": {"x": x}}] for x in (1, 1, True, 1.0)]
+    built = [trajectory_from_row(row(gold_calls=trace), golds=golds).gold_calls for trace in traces]
+    assert built[0] is built[1]
+    assert [type(gold[0].arguments["x"]) for gold in built] == [int, int, bool, float]
+    assert trajectory_from_row(row(gold_calls=traces[0])).gold_calls == built[0]

@@ -421,3 +421,12 @@ def test_spans_from_mask_takes_torch(torch, name):
     assert spans_from_mask(mask).tolist() == [[[1, 3]], [[0, 1], [2, 3]]]
     if mask.is_floating_point():
         assert spans_from_mask(mask.requires_grad_()).tolist() == [[[1, 3]], [[0, 1], [2, 3]]]
+
+
+def test_scatter_refuses_rows_of_out_that_overlap():
+    values, spans = batch(ROWS)
+    shared = np.lib.stride_tricks.as_strided(np.zeros(5), (3, 5), (0, 8))
+    with pytest.raises(InputError, match="rows of out overlap"):
+        scatter(values, spans, out=shared)
+    with pytest.raises(InputError, match=r"shape is \(3, -1\); expected no negative size"):
+        scatter(values, spans, (3, -1))

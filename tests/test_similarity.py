@@ -434,3 +434,18 @@ def test_core_similarity_refuses_blocks_of_other_sizes():
     with pytest.raises(InputError, match="problem 0 has 2 cells; expected 1 x 1"):
         core.similarity(*x, ints(0, 1), *x, ints(0), ints(1), ints(0, 2), 1, out)
     assert RaggedMatrix(out, ints(1), ints(2)).values.tolist() == [0.0, 0.0]
+
+
+def test_core_refuses_gold_calls_out_of_range_without_wrapping_around():
+    zero, far = np.zeros(1, dtype=np.int64), np.array([2**62])
+    none = np.zeros(0, dtype=np.int64)
+    with pytest.raises(InputError, match="problem 0 reaches beyond the 1 gold calls"):
+        core.similarity(
+            zero, np.zeros(2, np.int64), none, none, np.array([0, 1]),
+            zero, np.zeros(2, np.int64), none, none, far, far, np.array([0, 0]), 1, np.zeros(0),
+        )  # fmt: skip
+
+
+def test_similarity_shows_an_error_of_a_key(backend):
+    with pytest.raises(TypeError, match="unhashable"):
+        similarity([[ToolCall(["no", "name"])]], [[ToolCall("f")]])

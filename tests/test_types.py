@@ -198,3 +198,7 @@ def test_records_have_the_defaults_of_their_docstrings():
     for record, name in ((call, "name"), (turn, "text"), (trajectory, "group")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(record, name, "other")
+
+
+def test_ragged_takes_a_list_of_values():
+    assert Ragged([1.0, 2.0, 3.0], [0, 2, 3]).tolist() == [[1.0, 2.0], [3.0]]

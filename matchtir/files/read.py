@@ -18,7 +18,7 @@ from typing import Any, final
 
 from ..errors import InputError, MatchtirError, RowError
 from ..parse import formats, trajectory_from_row
-from ..types import Trajectory
+from ..types import ToolCall, Trajectory
 from .json_rows import READ_ERRORS, RawRow, json_array, json_lines
 from .parquet import ParquetRows
 
@@ -84,6 +84,7 @@ class RolloutFile:
             raise InputError(f"text_format is {text_format!r}; expected one of {', '.join(formats())}")
         self.name = "<stdin>" if os.fspath(path) == STDIN else os.fspath(path)
         self._text_format, self._repair = text_format, repair
+        self._golds: dict[str, tuple[ToolCall, ...]] = {}
         self._size: int | None = None
         self._position: Any = lambda: 0
         with ExitStack() as stack:
@@ -158,7 +159,7 @@ class RolloutFile:
         row = _from_tau_bench(value) if self._is_tau_bench else value
         if _is_task(row.get("messages")):
             raise RowError("messages holds no assistant turn: this is a task, not a rollout")
-        return trajectory_from_row(row, format=self._text_format, repair=self._repair)
+        return trajectory_from_row(row, format=self._text_format, repair=self._repair, golds=self._golds)
 
     def close(self) -> None:
         """Close the file."""

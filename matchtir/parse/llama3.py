@@ -2,7 +2,7 @@
 
 Without the tag nothing marks a call but its shape and its place: an object, or an array of them,
 that begins a line and whose first key is a call's, or which is JSON with a name and arguments. An
-object that is something else is text, an answer in JSON say. Further calls follow on new lines or
+object that is something else is text, and so is all of an ``<answer>``. Further calls follow on new lines or
 after ``;``. What comes after the tag is a call whatever it is.
 """
 
@@ -25,6 +25,7 @@ _SEPARATOR = re.compile(r"\s*;?\s*")
 _GRAMMAR = Grammar(
     opening=rf"{re.escape(_TAG)}|^[ \t]*(?=[\[{{])",
     ends=rf"{_STOP}|^[ \t]*(?=(?:\[\s*)?{_FIRST_KEY})",
+    marked=re.escape(_TAG),
 )
 
 

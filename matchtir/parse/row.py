@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,7 +22,11 @@ _GOLD_KEYS = ("arguments", "parameters", "kwargs")
 
 
 def trajectory_from_row(
-    row: Mapping[str, Any], *, format: str | None = None, repair: bool = False
+    row: Mapping[str, Any],
+    *,
+    format: str | None = None,
+    repair: bool = False,
+    golds: dict[str, tuple[ToolCall, ...]] | None = None,
 ) -> Trajectory:
     """Build a trajectory from one row of a rollout file.
 
@@ -35,7 +38,8 @@ def trajectory_from_row(
         are the raw text of a turn, or objects with `calls`, `answer` and `text`; one of the two.
         `gold_calls` (alias `ground_truth`): list of ``{"name", "arguments"}``, where the key may
         also be `parameters` or `kwargs`; the list or the arguments may be JSON strings.
-        `gold_answer` (alias `answer`): str or null. `outcome`: a finite number, a boolean or null.
+        `gold_answer` (alias `answer`): str or null. `outcome`: a number of magnitude at most 1e100, a
+        boolean or null.
         `sub_answers` (alias `unsolved_set`): tool to list of str; may be a JSON string.
         `format`: how text is parsed. Where a name and its alias are both there, the name counts,
         unless it is null. Other keys are passed over.
@@ -43,6 +47,9 @@ def trajectory_from_row(
         Overrides the row's. Without either, turns are Hermes and messages have `tool_calls`.
     repair : bool
         Repair predicted calls that are malformed JSON. Gold calls are never repaired.
+    golds : dict, optional
+        Filled with gold traces as they are met. Rows that are read with the same dict share equal
+        traces, so that they are read and later interned once.
 
     Returns
     -------
@@ -71,7 +78,7 @@ def trajectory_from_row(
         parser_of(format)
     return Trajectory(
         turns=_turns(row, format or _format(row), repair),
-        gold_calls=_gold_calls(row),
+        gold_calls=_gold_calls(row, {} if golds is None else golds),
         gold_answer=_gold_answer(row),
         group=_group(row),
         outcome=_outcome(row),
@@ -145,12 +152,15 @@ def _turn(item: Any, where: str, format: str | None, repair: bool) -> Turn:
     return Turn(calls, None if calls else answer, text or "")
 
 
-def _gold_calls(row: Mapping[str, Any]) -> tuple[ToolCall, ...]:
+def _gold_calls(row: Mapping[str, Any], golds: dict[str, tuple[ToolCall, ...]]) -> tuple[ToolCall, ...]:
     name, value = _pick(row, _GOLD_CALLS)
-    value = _from_json(value, name)
     if value is None:
         return ()
-    return tuple(_gold_call(call, f"{name}[{k}]") for k, call in enumerate(sequence_at(value, name)))
+    key = repr(value)  # not the value itself, for which True equals 1
+    if key not in golds:
+        calls = sequence_at(_from_json(value, name), name)
+        golds[key] = tuple(_gold_call(call, f"{name}[{k}]") for k, call in enumerate(calls))
+    return golds[key]
 
 
 def _gold_call(value: Any, where: str) -> ToolCall:
@@ -178,8 +188,10 @@ def _outcome(row: Mapping[str, Any]) -> float | None:
         return None
     if not isinstance(outcome, int | float):
         raise InputError(f"outcome is {type_name(outcome)}, {outcome!r:.60}; expected a number or null")
-    if (isinstance(outcome, int) and abs(outcome) >= 10**308) or not math.isfinite(outcome):
-        raise InputError(f"outcome is {outcome!r:.60}; expected a finite number or null")
+    if not abs(outcome) <= 1e100:
+        raise InputError(
+            f"outcome is {outcome!r:.60}; expected a finite number of magnitude at most 1e100, or null"
+        )
     return float(outcome)
 
 

@@ -32,16 +32,25 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """The markers of a format: patterns of what opens a call and of what ends broken text."""
+    """The markers of a format: patterns of what opens a call and of what ends broken text.
+
+    Where a call may open without a marker, `marked` is the pattern of the openings that have one: an
+    ``<answer>…</answer>`` without any of those is an answer, whatever JSON stands in it.
+    """
 
     opening: str
     ends: str
+    marked: str | None = None
 
 
 @lru_cache(maxsize=64)
 def _compiled(grammar: Grammar) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     """Events of a scan; ends after a think closed; ends while one may still be open."""
-    events = re.compile(f"(?P<open>{_OPEN})|(?P<close>{_CLOSE})|(?P<call>{grammar.opening})", re.MULTILINE)
+    answer = "(?!)" if grammar.marked is None else _ANSWER_OPEN
+    events = re.compile(
+        f"(?P<open>{_OPEN})|(?P<close>{_CLOSE})|(?P<answer>{answer})|(?P<call>{grammar.opening})",
+        re.MULTILINE,
+    )
     ends = re.compile(grammar.ends, re.MULTILINE)
     return events, ends, re.compile(f"{grammar.ends}|{_CLOSE}", re.MULTILINE)
 
@@ -55,7 +64,7 @@ def scan_turn(text: str, grammar: Grammar, read: Reader, seen: list[str] | None 
     visible: list[str] = []
     reasoning: list[str] = []
     calls: list[ToolCall] = []
-    position, thought = 0, False
+    position, thought, answers = 0, False, True
     while match := events.search(text, position):
         begin, after = match.span()
         if match.lastgroup == "open":
@@ -71,6 +80,14 @@ def scan_turn(text: str, grammar: Grammar, read: Reader, seen: list[str] | None 
                 # The template opened it: what looked like calls were drafts.
                 reasoning, visible, calls, thought = [text[:begin]], [], [], True
             position = after
+        elif match.lastgroup == "answer":
+            close = text.find(_ANSWER_CLOSE, after) if answers else -1
+            inside = text[after:close] if close >= 0 else ""
+            # Looked at once only, or nested tags would make the scan quadratic.
+            answers = close >= 0 and not re.search(f"{_OPEN}|{_CLOSE}|{grammar.marked}", inside)
+            end = close if answers else after
+            visible.append(text[position:end])
+            position = end
         else:
             found, end = read(text, after, ends if thought else ends_or_close)
             visible.append(text[position : begin if found else end])

@@ -49,7 +49,8 @@ def hungarian(
     Ties. All searches prefer the lowest column. Among assignments of the same weight, an unmatched
     row then takes the column of a later row that scores exactly the same there, and a matched row
     the first unmatched column that scores the same. Of several equal calls the first is matched.
-    The result is the same on every run, number of threads and instruction set.
+    The result is the same on every run, number of threads and instruction set. Another backend may
+    choose another of several assignments of the same weight.
 
     References
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...errors import InputError
 from ...types import Array, IntArray
 from .. import _dispatch
 
@@ -35,8 +36,10 @@ def scatter(
     Raises
     ------
     InputError
-        If a span leaves its row or overlaps the one before it; the message names rollout and turn.
-        Nothing is written then.
+        If a span leaves its row or overlaps the one before it (the message names rollout and turn), or
+        the rows of `out` overlap. Nothing is written then.
     """
+    if len(out) > 1 and abs(out.strides[0]) < out.shape[1] * out.itemsize:
+        raise InputError("the rows of out overlap")
     module = _dispatch.load("scatter", backend)
     module.scatter(values, spans, offsets, out, _dispatch.threads(num_threads))

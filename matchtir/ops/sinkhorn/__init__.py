@@ -180,7 +180,7 @@ def sinkhorn(
         raise ConfigError(f"reg is {reg!r}; expected a positive number (1e-290 or more)")
     if not (isinstance(tol, Real) and 0 <= tol < np.inf):
         raise ConfigError(f"tol is {tol!r}; expected a number that is not negative")
-    if isinstance(max_iter, bool) or not isinstance(max_iter, Integral) or max_iter < 1:
+    if isinstance(max_iter, bool) or not isinstance(max_iter, Integral) or not 1 <= max_iter <= 2**62:
         raise ConfigError(f"max_iter is {max_iter!r}; expected a positive integer")
     if (a is None) != (b is None):
         raise InputError("only one of the marginals a and b was given; expected both or neither")
