@@ -39,7 +39,8 @@ def scatter(
         If a span leaves its row or overlaps the one before it (the message names rollout and turn), or
         the rows of `out` overlap. Nothing is written then.
     """
-    if len(out) > 1 and abs(out.strides[0]) < out.shape[1] * out.itemsize:
+    dense = out.shape[1] < 2 or out.strides[1] == out.itemsize
+    if len(out) > 1 and dense and abs(out.strides[0]) < out.shape[1] * out.itemsize:
         raise InputError("the rows of out overlap")
     module = _dispatch.load("scatter", backend)
     module.scatter(values, spans, offsets, out, _dispatch.threads(num_threads))
