@@ -269,6 +269,7 @@ def test_core_refuses_sizes_that_do_not_fit():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space, which needs Linux")
+@pytest.mark.skipif(bool(core.build_info()["sanitize"]), reason="the sanitizer aborts without memory")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_greedy_without_memory_raises_in_any_thread(threads):
     code = (
