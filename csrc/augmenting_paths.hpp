@@ -41,9 +41,17 @@ struct Problem {
 };
 
 struct Best {
-    double first, second;  // the two smallest reduced costs
+    double first, second;  // the two smallest reduced costs or distances
     std::int64_t j;        // the lowest column that has the first
 };
+
+// From each lane's smallest and second smallest value and the column of the smallest.
+inline Best best_of_lanes(Vec first, Vec second, Vec at) {
+    const Vec least = spread_smallest(first);
+    const Vec lowest = spread_smallest(first == least ? at : splat(infinity));
+    const Vec next = spread_smallest(at == lowest && first == least ? second : first);
+    return {least[0], next[0], static_cast<std::int64_t>(lowest[0])};
+}
 
 inline Best best_two(const double* s, const double* p, std::int64_t cols) {
     Vec first = splat(infinity), second = first, at = splat(0.0), column = lane_numbers();
@@ -54,10 +62,7 @@ inline Best best_two(const double* s, const double* p, std::int64_t cols) {
         first = smaller(first, h);
         column += static_cast<double>(lanes);
     }
-    const Vec least = spread_smallest(first);
-    const Vec lowest = spread_smallest(first == least ? at : splat(infinity));
-    const Vec next = spread_smallest(at == lowest && first == least ? second : first);
-    return {least[0], next[0], static_cast<std::int64_t>(lowest[0])};
+    return best_of_lanes(first, second, at);
 }
 
 // Lowest column from `j` on whose reduced cost is `value`; there is one.
@@ -199,13 +204,11 @@ void augment(const Problem& q, std::int64_t start) {
             least = smaller(least, open);
             column += static_cast<double>(lanes);
         }
-        const Vec nearest = spread_smallest(least);
-        const Vec lowest = spread_smallest(least == nearest ? at : splat(infinity));
-        const Vec second = spread_smallest(at == lowest && least == nearest ? next : least);
-        reached = nearest[0];
-        found = static_cast<std::int64_t>(lowest[0]);
+        const Best nearest = best_of_lanes(least, next, at);
+        reached = nearest.first;
+        found = nearest.j;
         if (q.row_of[found] < 0) break;
-        if (second[0] == reached && find_free(q, reached, found)) break;
+        if (nearest.second == reached && find_free(q, reached, found)) break;
         q.tree[in_tree] = found;
         q.tree_distance[in_tree++] = reached;
         q.distance[found] = -infinity;

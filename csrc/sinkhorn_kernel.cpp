@@ -51,9 +51,9 @@ bool newton_is_due(std::int64_t iteration, std::int64_t n) {
 struct Group {
     std::int64_t m, n;
     double reg;
-    double *C, *K;            // [m * n] vectors
-    double *a, *f, *u, *kv;   // [m] vectors; kv = K v
-    double *b, *g, *v, *ktu;  // [n] vectors; ktu = K^T u
+    double *C, *K;           // [m * n] vectors; C is reduced
+    double *a, *f, *u, *kv;  // [m] vectors; kv = K v
+    double *b, *g, *v;       // [n] vectors
 };
 
 inline Vec get(const double* block, std::int64_t k) { return load(block + k * lanes); }
@@ -66,7 +66,7 @@ void form_kernel(const Group& q, Mask chosen) {
         for (std::int64_t j = 0; j < q.n; ++j) {
             const std::int64_t k = i * q.n + j;
             const Vec exponent = ((get(q.f, i) + get(q.g, j)) - get(q.C, k)) / q.reg;
-            // Rounding can leave a minimum a hair above zero.
+            // No plan entry is above 1; rounding can leave an exponent a hair above 0.
             const Vec entry = exponential(smaller(exponent, splat(0.0)));
             put(q.K, k, chosen ? entry : get(q.K, k));
         }
@@ -298,8 +298,8 @@ void sinkhorn(const SinkhornProblem* problems, std::int64_t count, std::int64_t 
         scratch += vectors * lanes;
         return block;
     };
-    const Group q{m,       n,       options.reg, take(m * n), take(m * n), take(m), take(m),
-                  take(m), take(m), take(n),     take(n),     take(n),     take(n)};
+    const Group q{m,       n,       options.reg, take(m * n), take(m * n), take(m),
+                  take(m), take(m), take(m),     take(n),     take(n),     take(n)};
     double* const work = scratch;
     const Iterate iterate = iterate_for(n);
     const Vec mass = start(q, problems, count);
@@ -307,7 +307,7 @@ void sinkhorn(const SinkhornProblem* problems, std::int64_t count, std::int64_t 
     Mask open{};
     for (std::int64_t lane = 0; lane < count; ++lane) open[lane] = -1;
     std::int64_t left = count;
-    for (std::int64_t iteration = 1; left > 0; ++iteration) {
+    for (std::int64_t iteration = 1;; ++iteration) {
         const Step step = iterate(q);
         const bool last = iteration >= options.max_iterations;
         if (last || any(step.violation <= tolerance)) {
@@ -320,6 +320,7 @@ void sinkhorn(const SinkhornProblem* problems, std::int64_t count, std::int64_t 
                 *problems[lane].violation = step.violation[lane] * mass[lane];
             }
         }
+        if (left == 0) break;
         if (any(step.large)) {
             absorb(q.f, q.u, m, q.reg, step.large);
             absorb(q.g, q.v, n, q.reg, step.large);

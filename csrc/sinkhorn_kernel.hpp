@@ -33,7 +33,7 @@ using SinkhornKernel = void (*)(const SinkhornProblem* problems, std::int64_t co
 
 constexpr std::int64_t sinkhorn_scratch(std::int64_t m, std::int64_t n) {
     const std::int64_t newton = n <= most_newton_columns ? n * n + 3 * n + m : 0;
-    return most_lanes * (2 * m * n + 4 * m + 4 * n + newton);
+    return most_lanes * (2 * m * n + 4 * m + 3 * n + newton);
 }
 
 #define MATCHTIR_DECLARE(isa)                                                                          \

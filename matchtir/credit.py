@@ -23,9 +23,9 @@ from .baselines import ftrl_rewards, toolrl_rewards
 from .errors import ConfigError, InputError, MatchtirError
 from .matching import Cost, Matching, match
 from .parse import trajectory_from_row
-from .rewards import LARGEST_REWARD, outcome_rewards, trajectory_returns, turn_rewards
+from .rewards import outcome_rewards, trajectory_returns, turn_rewards
 from .similarity import NameMatch, ValueMatch, similarity
-from .types import Credit, Ragged, ToolCall, Trajectory
+from .types import LARGEST_REWARD, Credit, Ragged, ToolCall, Trajectory
 
 IntegrationOrAuto = Literal["auto", Integration]
 Reward = Literal["matchtir", "outcome", "toolrl", "ftrl"]

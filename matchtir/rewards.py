@@ -13,10 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
-from .types import FloatArray, Ragged, Trajectory
-
-LARGEST_REWARD = 1e100
-"""Magnitude that an outcome or a penalty may have: its square, summed over a group, is still finite."""
+from .types import LARGEST_REWARD, FloatArray, Ragged, Trajectory
 
 
 class _Spaced(dict[int, int]):
@@ -115,13 +112,15 @@ def outcome_reward(trajectory: Trajectory) -> float:
     """
     given = trajectory.outcome
     if given is not None:
-        # An int may be too large for a float, and a float16 knows no 1e100.
-        number = isinstance(given, Real) and (isinstance(given, int) or abs(float(given)) < math.inf)
-        if not number or abs(given if isinstance(given, int) else float(given)) > LARGEST_REWARD:
+        try:
+            value = float(given) if isinstance(given, Real) else math.nan
+        except OverflowError:
+            value = math.inf
+        if not abs(value) <= LARGEST_REWARD:
             raise InputError(
                 f"outcome is {given!r}; expected a finite number of magnitude at most 1e100, or None"
             )
-        return float(given)
+        return value
     last = trajectory.turns[-1] if trajectory.turns else None
     if last is None or last.calls:
         return 0.0

@@ -20,6 +20,9 @@ Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 
+LARGEST_REWARD = 1e100
+"""Magnitude that an outcome or a penalty may have: its square, summed over a group, is still finite."""
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:

@@ -191,3 +191,11 @@ def test_row_shares_equal_gold_traces_of_the_same_dict() -> None:
     assert built[0] is built[1]
     assert [type(gold[0].arguments["x"]) for gold in built] == [int, int, bool, float]
     assert trajectory_from_row(row(gold_calls=traces[0])).gold_calls == built[0]
+
+
+def test_row_gold_trace_of_any_depth_is_refused_by_name() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InputError, match="gold_calls is nested too deep"):
+        trajectory_from_row(row(gold_calls=[{"name": "f", "arguments": {"x": deep}}]))

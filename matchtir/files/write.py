@@ -43,8 +43,7 @@ def score_records(
         record: dict[str, Any] = {} if file is None else {"file": file}
         record["row"] = row
         record["group"] = group
-        # A penalty of 0 makes -0.0, which no reader expects.
-        record["call_rewards"] = (credit.call_rewards[b] + 0.0).tolist()
+        record["call_rewards"] = credit.call_rewards[b].tolist()
         record["matches"] = [None if gold < 0 else gold for gold in credit.matches[b].tolist()]
         record["turn_rewards"] = credit.turn_rewards[b].tolist()
         record["return"] = float(credit.returns[b])

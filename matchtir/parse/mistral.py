@@ -17,8 +17,6 @@ from .scan import Grammar, close_piece, scan_turn
 _TAG = r"\[TOOL_CALLS\]"
 _GRAMMAR = Grammar(opening=_TAG, ends=rf"{_TAG}|</s>")
 _HEAD = re.compile(r"([^\s\[\]{}<>\"',:;]+)\s*(?:\[CALL_ID\][^\[\]{}<>]*)?(?:\[ARGS\])?\s*")
-
-
 _BETWEEN = re.compile(r"[\s,;]*")
 _ARRAY = re.compile(r"\[\s*[\[{\]]")
 

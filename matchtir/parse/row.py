@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import ConfigError, InputError
-from ..types import ToolCall, Trajectory, Turn
+from ..types import LARGEST_REWARD, ToolCall, Trajectory, Turn
 from .json_call import call_from_value
 from .json_text import fault_in, type_name
 from .messages import call_from_object, last_answers, mapping_at, parse_messages, sequence_at
@@ -156,7 +156,10 @@ def _gold_calls(row: Mapping[str, Any], golds: dict[str, tuple[ToolCall, ...]]) 
     name, value = _pick(row, _GOLD_CALLS)
     if value is None:
         return ()
-    key = repr(value)  # not the value itself, for which True equals 1
+    try:
+        key = repr(value)  # not the value itself, for which True equals 1
+    except RecursionError:
+        raise InputError(f"{name} is nested too deep") from None
     if key not in golds:
         calls = sequence_at(_from_json(value, name), name)
         golds[key] = tuple(_gold_call(call, f"{name}[{k}]") for k, call in enumerate(calls))
@@ -188,7 +191,7 @@ def _outcome(row: Mapping[str, Any]) -> float | None:
         return None
     if not isinstance(outcome, int | float):
         raise InputError(f"outcome is {type_name(outcome)}, {outcome!r:.60}; expected a number or null")
-    if not abs(outcome) <= 1e100:
+    if not abs(outcome) <= LARGEST_REWARD:
         raise InputError(
             f"outcome is {outcome!r:.60}; expected a finite number of magnitude at most 1e100, or null"
         )
