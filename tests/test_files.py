@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from matchtir import files
 from matchtir.credit import assign_credit
 from matchtir.errors import InputError
-from matchtir.files import json_rows
+from matchtir.rows import json_rows
 from matchtir.types import ToolCall
 
 CALL = {"name": "lookup", "arguments": {"key": "a", "limit": 3}}
@@ -330,7 +330,7 @@ def test_sample_holds_all_shapes_and_no_broken_row() -> None:
 
 def test_documented_examples_hold(tmp_path: Path) -> None:
     text = (Path(__file__).parents[1] / "docs" / "formats.md").read_text("utf-8")
-    row, score = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
+    row, score, _task = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
     _, (found,) = read(write_lines(tmp_path / "r.jsonl", [row]))
     assert found.error is None
     record = sample_records()[1]

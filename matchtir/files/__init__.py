@@ -6,8 +6,9 @@ or not at all: a file appears under its name only when its last byte is on the d
 ``docs/formats.md`` describes both sides for users.
 """
 
-from .read import FORMATS, STDIN, RolloutFile, Row, read_rollouts, sample_path
-from .write import OUTPUT_SUFFIXES, check_output, json_line, score_records, whole_file, write_scores
+from ..rows import STDIN, whole_file
+from .read import FORMATS, RolloutFile, Row, read_rollouts, sample_path
+from .write import OUTPUT_SUFFIXES, check_output, json_line, score_records, write_scores
 
 __all__ = [
     "FORMATS",

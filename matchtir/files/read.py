@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.resources
-import io
 import os
-import stat
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,14 +14,12 @@ from typing import Any, final
 
 from ..errors import InputError, MatchtirError, RowError
 from ..parse import formats, trajectory_from_row
+from ..rows import RawRow, RowFile
 from ..types import ToolCall, Trajectory
-from .json_rows import READ_ERRORS, RawRow, json_array, json_lines
-from .parquet import ParquetRows
 
 FORMATS = ("jsonl", "messages", "tau-bench", "parquet")
 """What :func:`read_rollouts` reads, by the names that it reports and takes."""
 
-STDIN = "-"
 _PEEK_ROWS = 16
 _ROLLOUT_KEYS = ("messages", "turns", "traj")
 
@@ -82,13 +76,12 @@ class RolloutFile:
             raise InputError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
         if text_format is not None and text_format not in formats():
             raise InputError(f"text_format is {text_format!r}; expected one of {', '.join(formats())}")
-        self.name = "<stdin>" if os.fspath(path) == STDIN else os.fspath(path)
         self._text_format, self._repair = text_format, repair
         self._golds: dict[str, tuple[ToolCall, ...]] = {}
-        self._size: int | None = None
-        self._position: Any = lambda: 0
         with ExitStack() as stack:
-            raw_rows, container = self._open(stack, path, format)
+            self._file = stack.enter_context(RowFile(path))
+            self.name = self._file.name
+            raw_rows, container = self._raw_rows(format)
             # Content decides, not the extension, so the first rows are looked at before they are given out.
             head = list(islice(raw_rows, _PEEK_ROWS))
             self._rows = chain(head, raw_rows)
@@ -96,49 +89,25 @@ class RolloutFile:
             if format is None:
                 format = "tau-bench" if self._is_tau_bench and container != "parquet" else container
             self.format = format
-            self._stack = stack.pop_all()
+            stack.pop_all()
 
-    def _open(
-        self, stack: ExitStack, path: str | os.PathLike[str], format: str | None
-    ) -> tuple[Iterator[RawRow], str]:
-        """Raw rows and the name of what holds them."""
-        stream: Any
-        if self.name == "<stdin>":
-            stream = sys.stdin.buffer
-        else:
-            source = io.FileIO(os.fspath(path), "rb")
-            status = os.fstat(source.fileno())
-            if stat.S_ISREG(status.st_mode):
-                self._size, self._position = status.st_size, source.tell
-            stream = stack.enter_context(io.BufferedReader(source))
-        head = stream.peek(4)
-        if head.startswith(b"\x1f\x8b"):
-            stream = gzip.GzipFile(fileobj=stream)
-            try:
-                head = stream.peek(4)
-            except READ_ERRORS as error:
-                raise InputError(f"{self.name} is no readable gzip file: {error}") from None
-        is_parquet = head.startswith(b"PAR1")
-        if is_parquet and format not in (None, "parquet"):
+    def _raw_rows(self, format: str | None) -> tuple[Iterator[RawRow], str]:
+        """Raw rows and the format that names what holds them."""
+        container = self._file.container
+        if container == "parquet" and format not in (None, "parquet"):
             raise InputError(f"{self.name} is a parquet file; format is {format!r}")
-        if is_parquet or format == "parquet":
-            if self._size is None:
-                raise InputError(f"{self.name} holds parquet, which cannot be read from a pipe; give a file")
-            table = ParquetRows(path, self.name)
-            stack.callback(table.close)
-            self._size, self._position = table.size, lambda: table.done
-            return iter(table), "parquet"
-        first = _first_character(stream)
-        if not first:
+        if container == "parquet" or format == "parquet":
+            return self._file.rows("parquet"), "parquet"
+        if not container:
             raise InputError(f"{self.name} is empty; expected rollouts ({', '.join(FORMATS)})")
-        if first == b"[" and format != "jsonl":
-            return json_array(stream, self.name), "messages"
-        return json_lines(stream, self.name), "jsonl"
+        if container == "array" and format != "jsonl":
+            return self._file.rows("array"), "messages"
+        return self._file.rows("lines"), "jsonl"
 
     @property
     def progress(self) -> tuple[int, int | None]:
         """How far reading is, and how far it goes (bytes, or rows of parquet; None: nobody knows)."""
-        return self._position(), self._size
+        return self._file.progress
 
     def __iter__(self) -> Iterator[Row]:
         for row, where, value in self._rows:
@@ -163,7 +132,7 @@ class RolloutFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._stack.close()
+        self._file.close()
 
     def __enter__(self) -> RolloutFile:
         return self
@@ -217,16 +186,6 @@ def read_rollouts(
     ('jsonl', 32, 'ferry-capacity')
     """
     return RolloutFile(path, format=format, text_format=text_format, repair=repair)
-
-
-def _first_character(stream: Any) -> bytes:
-    """The first byte that is no white space or byte-order mark, not consumed; empty at the end."""
-    while head := bytes(stream.peek(1)):
-        rest = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-        if rest:
-            return rest[:1]
-        stream.read(len(head))
-    return b""
 
 
 def _is_tau_bench(name: str, head: list[RawRow], forced: str | None) -> bool:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..errors import InputError
+from ..rows import pyarrow_modules, whole_file
 from ..types import Credit
-from .parquet import pyarrow_modules, write_parquet
+from .parquet import write_parquet
 
 OUTPUT_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 """The file names that :func:`write_scores` writes to."""
@@ -86,30 +84,6 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     if suffix == ".parquet":
         pyarrow_modules()
     return target
-
-
-@contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Write a file that appears under its name only when it is complete.
-
-    Bytes go to a temporary file in the same folder. If the block ends well it is flushed to the disk
-    and renamed over `path` in one step; if it raises, anything from ValueError to KeyboardInterrupt,
-    it is removed and `path` is as it was. A process that is killed leaves the temporary file, which is
-    named ``.NAME.XXXXXXXX.tmp``, and never a part of the output under its name.
-    """
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as stream:
-            if target.exists():
-                os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_scores(
