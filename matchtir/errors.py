@@ -23,5 +23,13 @@ class BackendError(MatchtirError, RuntimeError):
     """A backend was asked for by name and is not available."""
 
 
+class SandboxError(MatchtirError, RuntimeError):
+    """The sandbox cannot do what it promises here: no worker starts, or a layer of it does not hold."""
+
+
+class SandboxWarning(UserWarning):
+    """The sandbox holds, but with fewer layers than it could have."""
+
+
 class ConvergenceWarning(UserWarning):
     """Some problems of a batch stopped at the iteration limit, before the tolerance was met."""

@@ -1,4 +1,4 @@
-"""The records that flow through the stages: calls, turns, trajectories, and ragged arrays.
+"""The records that flow through the stages: tools, tasks, calls, turns, trajectories, and ragged arrays.
 
 Letters are the same everywhere: B rollouts, N turns, P predicted calls, K gold calls, T tokens.
 A ragged batch is a flat array and its offsets (CSR; attention kernels call the offsets
@@ -7,7 +7,7 @@ A ragged batch is a flat array and its offsets (CSR; attention kernels call the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,64 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """One tool that a model may call.
+
+    Parameters
+    ----------
+    name : str
+        What the model calls it by; also the name of the function in `source`.
+    description : str
+        What the model is told.
+    parameters : mapping
+        JSON schema of the arguments, of type ``object``.
+    source : str or None
+        Python source that defines the function `name`. It is data, not trusted, and runs in
+        :class:`matchtir.tools.Sandbox` only.
+    function : callable or None
+        Trusted function of the host program; runs in this process. A tool may have neither, where only its
+        schema is known.
+    """
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
+    source: str | None = None
+    function: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A question, the tools that may help, and what is known of its solution.
+
+    Parameters
+    ----------
+    id : str
+        Unique in its data set; the group of its rollouts.
+    messages : tuple of mapping, at least one
+        The prompt in OpenAI's form.
+    tools : tuple of Tool
+        Offered to the model, distractors included.
+    gold_calls : tuple of ToolCall, length K
+        The calls that solve the task, in order; empty where they are not known.
+    gold_answer : str or None
+        The final answer.
+    sub_answers : mapping of str to tuple of str, or None
+        Tool name to the answers of the sub-questions it solves.
+    kind : str
+        The data set's own word for the task's shape, ``"single_hop"`` say; metrics are shown by kind.
+    """
+
+    id: str
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Tool, ...] = ()
+    gold_calls: tuple[ToolCall, ...] = ()
+    gold_answer: str | None = None
+    sub_answers: Mapping[str, tuple[str, ...]] | None = None
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One assistant turn: the calls it makes, or the answer it gives.
 
@@ -86,6 +144,8 @@ class Trajectory:
         goes to the last turn.
     sub_answers : mapping of str to tuple of str, or None
         Tool name to the answers of the sub-questions it solves; the FTRL reward needs it.
+    kind : str
+        The task's kind; metrics are shown by kind.
     """
 
     turns: tuple[Turn, ...]
@@ -94,6 +154,7 @@ class Trajectory:
     group: str | int = 0
     outcome: float | None = None
     sub_answers: Mapping[str, tuple[str, ...]] | None = None
+    kind: str = ""
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:

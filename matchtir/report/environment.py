@@ -6,6 +6,7 @@ import importlib
 import os
 import platform
 import sys
+import warnings
 from importlib import metadata
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from ..errors import MatchtirError
+from ..tools import Sandbox
 
 OPTIONAL_PACKAGES = ("torch", "pyarrow", "json-repair", "rich", "scipy", "transformers", "renderers")
 NOT_INSTALLED = "not installed, running from the sources"
@@ -20,9 +22,10 @@ _BUILD_HINT = "not built: run `pip install .` (or `pip install -e .`) with a C++
 
 
 def describe() -> dict[str, Any]:
-    """Version, interpreter, compiled core, backends, threads and optional packages, as JSON values.
+    """Version, interpreter, compiled core, backends, threads, sandbox and optional packages, as JSON values.
 
-    Nothing heavy is imported: packages are looked up by their metadata.
+    Nothing heavy is imported: packages are looked up by their metadata. The sandbox is started, to see which
+    of its layers hold here.
     """
     return {
         "matchtir": version("matchtir") or NOT_INSTALLED,
@@ -32,6 +35,7 @@ def describe() -> dict[str, Any]:
         "core": _core(),
         "backends": _backends(),
         "threads": _threads(),
+        "sandbox": _sandbox(),
         "packages": {name: version(name) for name in OPTIONAL_PACKAGES},
     }
 
@@ -76,6 +80,21 @@ def _threads() -> dict[str, Any]:
     return {"processors": machine, "usable": usable, "default": default}
 
 
+def _sandbox() -> dict[str, Any]:
+    """Which layers of the sandbox hold here, each after an attempt to get through it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say stands in the report
+            with Sandbox(workers=1, allow_unsafe=True) as box:
+                report, safe = box.report, box.safe
+    except MatchtirError as error:
+        return {"available": False, "reason": str(error)}
+    report["landlock"] = f"version {report['landlock']} of its interface" if report["landlock"] else False
+    layers = ("seccomp", "seccomp_reason", "landlock", "landlock_reason", "memory", "no_new_privileges")
+    shown = {layer: report[layer] for layer in (*layers, "privileges") if layer in report}
+    return {"available": True, "safe": safe, **shown}
+
+
 def table(found: dict[str, Any]) -> Table:
     """What :func:`describe` found, as a table of names and values."""
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -83,7 +102,7 @@ def table(found: dict[str, Any]) -> Table:
     grid.add_column(overflow="fold")
     for name in ("matchtir", "python", "numpy", "platform"):
         grid.add_row(name, str(found[name]))
-    for section in ("core", "backends", "threads", "packages"):
+    for section in ("core", "backends", "threads", "sandbox", "packages"):
         grid.add_row("", "")
         grid.add_row(section, "")
         for name, value in found[section].items():

@@ -1,0 +1,211 @@
+"""Makes children, listens to them until their deadline, and ends them. Runs in the confined worker."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+
+from . import confine, wire
+
+_SLICE_SECONDS = 1.0
+_EXIT_SECONDS = 0.25
+_FIRST_DESCRIPTOR = 3
+_OUT_OF_MEMORY_EXIT, _FAILED_EXIT = 86, 87
+
+
+class PoolGoneError(Exception):
+    """The process that this worker serves has died or has let go of it."""
+
+
+class BrokenFrameError(Exception):
+    """What a child answered breaks off, or is no answer."""
+
+
+class Pool:
+    """The process that this worker serves, seen from the worker.
+
+    It may have forked, and its children may hold the channel open; so its death shows in who our parent is.
+    """
+
+    def __init__(self, channel: int) -> None:
+        self._channel, self._parent = channel, os.getppid()
+
+    def check(self) -> None:
+        """Raise PoolGoneError if it has died."""
+        if os.getppid() != self._parent:
+            raise PoolGoneError
+
+    def wait(self, fd: int, deadline: float = math.inf) -> bool:
+        """Wait until `fd` can be read or ends; False at the deadline. Raises PoolGoneError."""
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if fd != self._channel:
+            poll.register(self._channel, 0)  # tells only that the other end is closed
+        while (left := deadline - time.monotonic()) > 0:
+            for ready, _ in poll.poll(1000 * min(left, _SLICE_SECONDS)):
+                if ready == fd:
+                    return True
+                raise PoolGoneError
+            self.check()
+        return False
+
+
+class Child:
+    """One forked child and the pipe that it answers over.
+
+    Parameters
+    ----------
+    work : callable
+        Runs in the child with the pipe's descriptor, then the child leaves.
+    limits : list
+        Its limits, from :func:`confine.child_limits`.
+    lock : callable or None
+        Installs its filter, before `work`.
+
+    Raises
+    ------
+    OSError
+        If no process can be made.
+    """
+
+    def __init__(
+        self, work: Callable[[int], None], limits: confine.Limits, lock: Callable[[], None] | None
+    ) -> None:
+        worker = os.getpid()
+        self.pipe, far_end = os.pipe()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            os.close(self.pipe)
+            os.close(far_end)
+            raise
+        if self.pid == 0:
+            try:
+                os.dup2(far_end, _FIRST_DESCRIPTOR)
+                os.closerange(_FIRST_DESCRIPTOR + 1, 64)
+                confine.die_with_parent(worker)
+                confine.limit(limits)
+                if lock:
+                    lock()
+                work(_FIRST_DESCRIPTOR)
+                os._exit(0)
+            except MemoryError:
+                os._exit(_OUT_OF_MEMORY_EXIT)
+            except BaseException:
+                os._exit(_FAILED_EXIT)
+        os.close(far_end)
+        self._buffer = b""
+
+    def read(self, count: int, pool: Pool, deadline: float) -> bytes:
+        """The next `count` bytes, fewer if the pipe ends; TimeoutError at the deadline, PoolGoneError."""
+        pieces, have = [self._buffer], len(self._buffer)
+        while have < count:
+            if not pool.wait(self.pipe, deadline):
+                raise TimeoutError
+            piece = os.read(self.pipe, 1 << 16)
+            if not piece:
+                break
+            pieces.append(piece)
+            have += len(piece)
+        whole = b"".join(pieces)
+        self._buffer = whole[count:]
+        return whole[:count]
+
+    def frame(self, pool: Pool, deadline: float, max_output: int) -> tuple[int, bytes]:
+        """Status and payload of the next call. Raises BrokenFrameError, and what :meth:`read` raises."""
+        head = self.read(wire.FRAME.size, pool, deadline)
+        if len(head) < wire.FRAME.size:
+            raise BrokenFrameError
+        status, length = wire.FRAME.unpack(head)
+        if status not in wire.FROM_CHILD or length > max_output:
+            raise BrokenFrameError
+        payload = self.read(length, pool, deadline)
+        if len(payload) < length:
+            raise BrokenFrameError
+        return status, payload
+
+    def fate(self) -> tuple[int, str]:
+        """What became of a child whose answer broke off."""
+        deadline = time.monotonic() + _EXIT_SECONDS
+        while (code := self._exit_code()) is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        if code is None:
+            return wire.CRASH, "broke off its answer, or gave one that is none"
+        if code == _OUT_OF_MEMORY_EXIT:
+            return wire.MEMORY, "asked for more memory than it may have"
+        if code == -signal.SIGKILL:
+            return wire.MEMORY, "was killed by the system, as it does with whom takes too much memory"
+        if code < 0:
+            return wire.CRASH, f"was killed by {_signal_name(-code)}"
+        return wire.CRASH, f"left with exit code {code} before it answered"
+
+    def _exit_code(self) -> int | None:
+        """Exit code, negative for a signal; None while it runs."""
+        if self.pid:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if not pid:
+                return None
+            self.pid, self._code = 0, os.waitstatus_to_exitcode(status)
+        return self._code
+
+    def end(self) -> None:
+        """Kill it if it still runs, and clear up."""
+        os.close(self.pipe)
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+def _signal_name(number: int) -> str:
+    """SIGSEGV for 11."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+def run_group(
+    make: Callable[[], Child],
+    pool: Pool,
+    count: int,
+    timeout: float,
+    max_output: int,
+    answer: Callable[[int, float, bytes], None],
+) -> int:
+    """Have one child run up to `count` calls and answer for each that was started; returns how many were."""
+    begin = time.monotonic()
+    try:
+        child = make()
+    except OSError as error:
+        answer(wire.CRASH, time.monotonic() - begin, _text(f"no process can be made: {error}"))
+        return 1
+    try:
+        for started in range(1, count + 1):
+            answered = True
+            try:
+                status, payload = child.frame(pool, begin + timeout, max_output)
+            except TimeoutError:
+                answered, status = False, wire.TIMEOUT
+                payload = _text(f"gave no result within {timeout:g} s")
+            except BrokenFrameError:
+                answered = False
+                status, words = child.fate()
+                payload = _text(words)
+            now = time.monotonic()
+            answer(status, now - begin, payload)
+            if not answered:
+                return started
+            begin = now
+        return count
+    finally:
+        child.end()
+
+
+def _text(words: str) -> bytes:
+    """A payload that is an error's text."""
+    return json.dumps(words).encode()

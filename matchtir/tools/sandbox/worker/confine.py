@@ -1,0 +1,100 @@
+"""Gives up what a process could do harm with. The order matters: a step may need what the next takes away."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import sys
+from typing import Any
+
+NOBODY = 65534
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+_CAPABILITIES_VERSION, _LAST_CAPABILITY = 0x20080522, 63
+_SIGKILL = 9
+_tolerance = contextlib.nullcontext() if sys.platform == "linux" else contextlib.suppress(OSError, ValueError)
+
+Limits = list[tuple[int, tuple[int, int]]]
+# Nothing that a tool needs: core files, written files, locked memory, message queues, real-time and niceness.
+_NONE = ("CORE", "FSIZE", "MEMLOCK", "MSGQUEUE", "RTPRIO", "NICE", "SIGPENDING")
+
+
+# Looked up once: in a fresh child every page that is touched costs a copy.
+_libc = ctypes.CDLL(None, use_errno=True)
+_prctl: Any = None
+if sys.platform == "linux":
+    _prctl = _libc.prctl
+    _prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+
+
+def prctl(option: int, value: int = 0) -> int:
+    """The system call; -1 where it fails or there is none (macOS)."""
+    return int(_prctl(option, value, 0, 0, 0)) if _prctl else -1
+
+
+def no_new_privileges() -> bool:
+    """No exec can gain rights any more. Landlock and seccomp ask for it."""
+    return prctl(_PR_SET_NO_NEW_PRIVS, 1) == 0
+
+
+def drop_privileges() -> str:
+    """Give up root and every capability; returns what this process is now, in words.
+
+    Root becomes the user nobody, or, in a container that has no such user, root without a capability.
+    """
+    for capability in range(_LAST_CAPABILITY + 1):
+        prctl(_PR_CAPBSET_DROP, capability)
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):  # no such user in this container, or no right to change
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+    _drop_capabilities()
+    prctl(_PR_SET_DUMPABLE, 0)
+    return f"user {os.geteuid()}" + (", capabilities dropped" if sys.platform == "linux" else "")
+
+
+def _drop_capabilities() -> None:
+    """Empty the effective, permitted and inheritable sets."""
+    if sys.platform == "linux":
+        header = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION, 0)
+        _libc.capset(header, (ctypes.c_uint32 * 6)())
+
+
+def limit_resources() -> None:
+    """Lower for good the limits of what no tool needs."""
+    wanted = {getattr(resource, f"RLIMIT_{name}", None): 0 for name in _NONE}
+    wanted |= {resource.RLIMIT_NOFILE: 32, resource.RLIMIT_STACK: 8 << 20}
+    limit([(number, _lowered(number, value)) for number, value in wanted.items() if number is not None])
+
+
+def child_limits(memory: int, cpu_seconds: int, filtered: bool) -> Limits:
+    """Limits of a child: bytes of memory, processor time; no process of its own where no filter says so."""
+    wanted = [(resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, cpu_seconds)]
+    if not filtered:
+        wanted.append((resource.RLIMIT_NPROC, 0))
+    return [(number, _lowered(number, value)) for number, value in wanted]
+
+
+def limit(limits: Limits) -> None:
+    """Set limits for good."""
+    for number, value in limits:
+        # macOS refuses some limits that it cannot keep; there the sandbox is marked unsafe anyway.
+        with _tolerance:
+            resource.setrlimit(number, value)
+
+
+def _lowered(number: int, value: int) -> tuple[int, int]:
+    """A limit, soft and hard, no higher than the hard one is now."""
+    hard = resource.getrlimit(number)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    return value, value
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this child when its worker dies; leave if that has happened already."""
+    prctl(_PR_SET_PDEATHSIG, _SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)

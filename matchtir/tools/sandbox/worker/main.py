@@ -1,0 +1,169 @@
+"""The worker: confines itself, says what was seen to hold, then serves requests one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from . import child, confine, landlock, preload, probe, seccomp, wire
+from .children import BrokenFrameError, Child, Pool, PoolGoneError, run_group
+
+_PROBE_SECONDS = 10.0
+
+
+def main(channel: int) -> NoReturn:
+    """Serve the pool at the other end of `channel` until it is gone."""
+    with contextlib.suppress(EOFError, OSError, PoolGoneError):
+        (length,) = wire.LENGTH.unpack(wire.read_exactly(channel, wire.LENGTH.size))
+        settings = json.loads(wire.read_exactly(channel, length))
+        try:
+            worker = Worker(channel, **settings)
+            report = worker.report
+        except Exception as error:  # whatever it is, the pool must hear of it
+            report = {"failed": f"{type(error).__name__}: {error}"}
+        text = json.dumps(report).encode()
+        wire.write_all(channel, wire.LENGTH.pack(len(text)) + text)
+        if "failed" not in report:
+            worker.serve()
+    os._exit(0)
+
+
+class Worker:
+    """A process that has given up its rights, and makes children that have fewer still.
+
+    Parameters
+    ----------
+    channel : int
+        Descriptor of the socket to the pool.
+    modules, paths : list of str
+        What to import besides the usual, and where installed packages are.
+    memory, max_output : int
+        Bytes that a child may take beyond what the worker has; bytes that it may answer.
+
+    Attributes
+    ----------
+    report : dict
+        What was set up and seen to hold, and which modules are missing and why.
+    """
+
+    def __init__(
+        self, channel: int, *, modules: list[str], paths: list[str], memory: int, max_output: int
+    ) -> None:
+        self._channel, self._pool, self._max_output = channel, Pool(channel), max_output
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
+        self._lock: seccomp.Filter | None = None
+        statm = _open_statm()
+        missing = preload.preload(modules, paths)
+        self.report: dict[str, Any] = {"python": sys.version, "missing": missing, **self._confine()}
+        sys.path.clear()
+        sys.path_importer_cache.clear()
+        gc.collect()
+        gc.freeze()  # so that a child's collections do not touch, and so copy, what it shares with us
+        self._memory = memory + _address_space(statm)
+        self.report |= self._probe(memory)
+
+    def _confine(self) -> dict[str, Any]:
+        """Give up rights for good; what came of it, layer by layer."""
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # when the machine runs out of memory this goes first, not the trainer
+        found: dict[str, Any] = {
+            "no_new_privileges": confine.no_new_privileges(),
+            "privileges": confine.drop_privileges(),
+        }
+        confine.limit_resources()
+        could_open = not probe.refused(probe.open_root)
+        try:
+            version = landlock.restrict()
+            holds = could_open and probe.landlock_holds(version)
+            found["landlock"] = version if holds else 0
+        except OSError as error:
+            found |= {"landlock": 0, "landlock_reason": str(error)}
+        try:
+            self._lock = seccomp.Filter(seccomp.CHILD)
+            seccomp.Filter(seccomp.WORKER).install()
+        except (OSError, seccomp.UnknownMachineError) as error:
+            self._lock = None
+            found["seccomp_reason"] = str(error)
+        return found
+
+    def _probe(self, memory: int) -> dict[str, Any]:
+        """What a child could do of what it must not, and whether its memory has a limit."""
+
+        def work(pipe: int) -> None:
+            # Without a filter the acts would be carried out.
+            possible = probe.child_failures() if self._lock else list(probe.child_acts())
+            text = json.dumps([possible, probe.memory_holds(memory)]).encode()
+            wire.write_all(pipe, wire.FRAME.pack(wire.OK, len(text)) + text)
+
+        prober = self._child(work, _PROBE_SECONDS)
+        try:
+            deadline = time.monotonic() + _PROBE_SECONDS
+            _, payload = prober.frame(self._pool, deadline, self._max_output)
+            possible, memory_holds = json.loads(payload)
+        except BrokenFrameError:
+            raise RuntimeError(f"the child that tries the sandbox out {prober.fate()[1]}") from None
+        finally:
+            prober.end()
+        return {"seccomp": bool(self._lock) and not possible, "possible": possible, "memory": memory_holds}
+
+    def serve(self) -> NoReturn:
+        """Run requests one after the other; raises EOFError or PoolGoneError when the pool is gone."""
+        while True:
+            self._pool.wait(self._channel)
+            count, shared, timeout = wire.HEADER.unpack(wire.read_exactly(self._channel, wire.HEADER.size))
+            lengths = wire.read_exactly(self._channel, wire.LENGTH.size * count)
+            calls = [wire.read_exactly(self._channel, n) for (n,) in wire.LENGTH.iter_unpack(lengths)]
+            wire.write_all(self._channel, wire.STARTED)
+            while calls:
+                started = self._run(calls if shared else calls[:1], timeout)
+                calls = calls[started:]
+
+    def _run(self, calls: list[bytes], timeout: float) -> int:
+        """Run calls in one child and pass its answers on; returns how many were started."""
+
+        def work(pipe: int) -> None:
+            child.run_calls(calls, pipe, self._max_output)
+
+        def make() -> Child:
+            return self._child(work, timeout * len(calls), 2 * sum(map(len, calls)))
+
+        return run_group(make, self._pool, len(calls), timeout, self._max_output, self._answer)
+
+    def _answer(self, status: int, seconds: float, payload: bytes) -> None:
+        """Send one call's result to the pool."""
+        wire.write_all(self._channel, wire.RESULT.pack(status, seconds, len(payload)) + payload)
+
+    def _child(self, work: Callable[[int], None], seconds: float, extra_memory: int = 0) -> Child:
+        """Fork a child that is confined before it works."""
+        limits = confine.child_limits(
+            self._memory + extra_memory, math.ceil(seconds) + 2, filtered=self._lock is not None
+        )
+        return Child(work, limits, self._lock.install if self._lock else None)
+
+
+def _open_statm() -> int | None:
+    """Descriptor of the file that tells this process's size; None where there is none. Read once confined."""
+    with contextlib.suppress(OSError):
+        return os.open("/proc/self/statm", os.O_RDONLY)
+    return None
+
+
+def _address_space(statm: int | None) -> int:
+    """Bytes of address space that this process has; 0 where nobody tells. Closes the descriptor."""
+    if statm is None:
+        return 0
+    pages = int(os.read(statm, 100).split()[0])
+    os.close(statm)
+    return pages * os.sysconf("SC_PAGE_SIZE")

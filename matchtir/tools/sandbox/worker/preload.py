@@ -1,0 +1,75 @@
+"""Imports what tools may use, and makes lazy parts of it load now: a confined process opens no file."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import importlib
+import io
+import sys
+from typing import Any
+
+MODULES = (
+    *("base64", "bisect", "calendar", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal"),
+    *(
+        "enum",
+        "fractions",
+        "functools",
+        "heapq",
+        "itertools",
+        "json",
+        "math",
+        "numbers",
+        "operator",
+        "random",
+    ),
+    *("re", "statistics", "string", "textwrap", "time", "typing", "unicodedata"),
+)
+"""Modules of the standard library that every tool finds. Each makes every fork a little slower."""
+
+OPTIONAL_MODULES = ("dateutil", "dateutil.parser", "dateutil.relativedelta", "dateutil.tz", "pytz")
+"""Modules that a tool finds if they are installed."""
+
+_ENCODINGS = (
+    *("ascii", "latin-1", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"),
+    *("iso8859-15", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "base64", "hex", "rot13"),
+)
+
+_kept: list[Any] = []  # zones; zoneinfo itself forgets them
+
+
+def preload(modules: list[str], paths: list[str]) -> dict[str, str]:
+    """Import the modules, looking in `paths` too; returns why each one that failed did."""
+    for name in MODULES:
+        importlib.import_module(name)
+    before = list(sys.path)
+    sys.path.extend(paths)
+    failed = {}
+    for name in OPTIONAL_MODULES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a module may raise anything
+            failed[name] = f"{type(error).__name__}: {error}"
+    _warm()
+    sys.path[:] = before
+    return failed
+
+
+def _warm() -> None:
+    """Use what imports or reads files on its first use."""
+    sys.modules["datetime"].datetime.strptime("2000-01-01", "%Y-%m-%d")
+    sys.modules["time"].localtime()
+    for name in _ENCODINGS:
+        codecs.lookup(name)
+    pytz: Any = sys.modules.get("pytz")
+    if pytz:
+        # As bytes: the 600 zones as objects would make every fork half as slow again.
+        files = {name: pytz.open_resource(name).read() for name in pytz.all_timezones}
+        pytz.open_resource = lambda name: io.BytesIO(files[name])
+    if zoneinfo := sys.modules.get("zoneinfo"):
+        _kept.extend(map(zoneinfo.ZoneInfo, sorted(zoneinfo.available_timezones())))
+    if zones := sys.modules.get("dateutil.tz"):
+        zones.gettz("UTC")

@@ -1,0 +1,51 @@
+"""The bytes between pool, worker and child.
+
+Request, pool to worker: ``HEADER`` (number of calls, whether they share a process, seconds each may take),
+``LENGTH`` of each call, then the calls, each the JSON ``[source, name, arguments]``. The worker never decodes
+a call; the child does.
+
+Answer, worker to pool: one byte ``STARTED`` when a request was read and the first of its calls is about to
+run, then for each call, in order, ``RESULT`` (status, seconds, length) and a JSON payload.
+
+Child to worker, over a private pipe: for each call, in order, ``FRAME`` (status, length) and a payload.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+HEADER = struct.Struct("<I?d")
+LENGTH = struct.Struct("<I")
+RESULT = struct.Struct("<BdI")
+FRAME = struct.Struct("<BI")
+STARTED = b"+"
+
+OK, ERROR, TIMEOUT, MEMORY, CRASH, OUTPUT = range(6)
+FROM_CHILD = (OK, ERROR, MEMORY, OUTPUT)
+"""What a child may say of itself; the others are found out about it."""
+
+
+def pack_request(calls: list[bytes], shared: bool, timeout: float) -> bytes:
+    """A request as it is sent."""
+    lengths = b"".join(LENGTH.pack(len(call)) for call in calls)
+    return b"".join([HEADER.pack(len(calls), shared, timeout), lengths, *calls])
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data` to a blocking descriptor."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def read_exactly(fd: int, count: int) -> bytes:
+    """Read `count` bytes from a blocking descriptor; raises EOFError if it ends before."""
+    pieces = []
+    while count:
+        piece = os.read(fd, min(count, 1 << 20))
+        if not piece:
+            raise EOFError
+        pieces.append(piece)
+        count -= len(piece)
+    return b"".join(pieces)
