@@ -8,6 +8,7 @@ from timing import Row
 
 from cases.assignment import hungarian_sweep, hungarian_w1, hungarian_w2, hungarian_w3
 from cases.batch import full, scatter_full, threads
+from cases.sandbox import hostile, memory, throughput
 from cases.similarity import similarity_w1tool
 from cases.transport import sinkhorn_small_reg, sinkhorn_w1
 
@@ -22,4 +23,7 @@ CASES: dict[str, Callable[[bool], list[Row]]] = {
     "scatter-full": scatter_full,
     "full": full,
     "threads": threads,
+    "sandbox": throughput,
+    "sandbox-hostile": hostile,
+    "sandbox-memory": memory,
 }
