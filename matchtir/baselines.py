@@ -82,12 +82,8 @@ def toolrl_rewards(trajectories: Sequence[Trajectory]) -> FloatArray:
 def ftrl_reward(trajectory: Trajectory) -> float:
     """FTRL's reward: how many sub-questions the tools' results solve, for how many calls.
 
-    ``2 q / (calls + sub-questions)``, where q sub-questions are solved: the F1 of solved over calls
-    (precision) and solved over sub-questions (recall).
-
-    Calls are taken in order. Each solves the first sub-question of its tool that is still open and
-    whose answer its result contains, ignoring case and commas; an answer that lists several things
-    separated by ", " is contained if each of them is. A call solves at most one sub-question.
+    ``2 q / (calls + sub-questions)``, where q sub-questions are solved (:func:`solved_sub_questions`):
+    the F1 of solved over calls (precision) and solved over sub-questions (recall).
 
     The published training scores one step at a time, where a single sub-question is due, with
     ``2 q / (calls + 1)``, and rollouts without calls by rules of their own; this is the form of its
@@ -102,8 +98,7 @@ def ftrl_reward(trajectory: Trajectory) -> float:
     Returns
     -------
     float
-        In [0, 1]. 1 for a rollout without calls where nothing was asked. An answer without a
-        character that counts (empty, or commas only) is contained in no result.
+        In [0, 1]. 1 for a rollout without calls where nothing was asked.
 
     Raises
     ------
@@ -124,21 +119,53 @@ def ftrl_reward(trajectory: Trajectory) -> float:
     """
     if trajectory.sub_answers is None:
         raise InputError("the FTRL reward needs sub_answers (tool name to answers); got None")
-    unsolved = {tool: list(answers) for tool, answers in trajectory.sub_answers.items()}
-    asked = sum(map(len, unsolved.values()))
-    calls = trajectory.calls
+    total = len(trajectory.calls) + sum(map(len, trajectory.sub_answers.values()))
+    return 2.0 * solved_sub_questions(trajectory) / total if total else 1.0
+
+
+def solved_sub_questions(trajectory: Trajectory) -> int:
+    """How many sub-questions the results of a rollout's calls solve: q of FTRL's reward and metrics.
+
+    Calls are taken in order. Each solves the first sub-question of its tool that is still open and
+    whose answer its result contains, ignoring case and commas; an answer that lists several things
+    separated by ", " is contained if each of them is. A call solves at most one sub-question.
+
+    Parameters
+    ----------
+    trajectory : Trajectory
+        One rollout, with the `result` of its calls. A malformed call, or one without a result,
+        solves nothing.
+
+    Returns
+    -------
+    int
+        At most the number of calls, and of sub-questions. 0 without `sub_answers`. An answer without
+        a character that counts (empty, or commas only) is contained in no result.
+
+    References
+    ----------
+    FTRL, arXiv 2508.08791.
+
+    Examples
+    --------
+    >>> from matchtir.types import Turn
+    >>> calls = (ToolCall("mayor", result="Eric Adams"), ToolCall("mayor", result="eric adams"))
+    >>> asked = {"mayor": ("Eric Adams", "Anne Lindboe")}
+    >>> solved_sub_questions(Trajectory((Turn(calls),), sub_answers=asked))
+    1
+    """
+    unsolved = {tool: list(answers) for tool, answers in (trajectory.sub_answers or {}).items()}
     solved = 0
-    for call in calls:
+    for call in trajectory.calls:
         if call.malformed is not None or call.result is None:
             continue
-        result = _plain(call.result)
+        result = plain_text(call.result)
         still = unsolved.get(call.name, [])
         at = next((i for i, answer in enumerate(still) if _contains(result, answer)), None)
         if at is not None:
             del still[at]
             solved += 1
-    total = len(calls) + asked
-    return 2.0 * solved / total if total else 1.0
+    return solved
 
 
 def ftrl_rewards(trajectories: Sequence[Trajectory]) -> FloatArray:
@@ -162,6 +189,11 @@ def ftrl_rewards(trajectories: Sequence[Trajectory]) -> FloatArray:
             f"the FTRL reward needs what the tools answered, but none of the {len(calls)} calls has a result"
         )
     return rewards
+
+
+def plain_text(text: str) -> str:
+    """Text without case, commas and surrounding space, as FTRL and ToolHop search for answers in it."""
+    return text.lower().replace(",", "").strip()
 
 
 def _agreements(calls: Sequence[Sequence[ToolCall]], golds: Sequence[Sequence[ToolCall]]) -> RaggedMatrix:
@@ -197,12 +229,7 @@ def _well_formed(trajectory: Trajectory, calls: Sequence[ToolCall]) -> float:
     return float(bool(last.calls) or last.answer is not None)
 
 
-def _plain(text: str) -> str:
-    """Text without case and commas, as sub-answers are searched for."""
-    return text.lower().replace(",", "").strip()
-
-
 def _contains(result: str, answer: str) -> bool:
     """Whether a plain result holds every part of an answer; an answer without parts is never held."""
-    parts = [part for part in map(_plain, answer.split(", ")) if part]
+    parts = [part for part in map(plain_text, answer.split(", ")) if part]
     return bool(parts) and all(part in result for part in parts)

@@ -21,6 +21,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from matchtir import cli, files
+from matchtir.cli import credit_options
 from matchtir.credit import CreditConfig, assign_credit
 from matchtir.report import environment, terminal
 from matchtir.types import ToolCall, Trajectory, Turn
@@ -258,7 +259,7 @@ def test_score_needs_a_file(capsys: Any) -> None:
 
 
 def test_every_setting_has_an_option_that_reaches_the_config() -> None:
-    assert list(cli._OPTIONS) == [field.name for field in fields(CreditConfig)]
+    assert list(credit_options.OPTIONS) == [field.name for field in fields(CreditConfig)]
     changed: dict[str, Any] = {
         "matching": "sinkhorn",
         "penalty": 0.5,
@@ -278,9 +279,11 @@ def test_every_setting_has_an_option_that_reaches_the_config() -> None:
     }
     argv = ["score", "--sample"]
     for name, value in changed.items():
-        argv += [cli._OPTIONS[name][0], *([] if value is False else [str(value)])]
-    assert cli._config(cli._parser().parse_args(argv)) == CreditConfig(**changed)
-    reference = cli._config(cli._parser().parse_args(["score", "--preset", "reference", "--gamma", "0.5"]))
+        argv += [credit_options.OPTIONS[name][0], *([] if value is False else [str(value)])]
+    assert credit_options.config_of(cli.parser().parse_args(argv)) == CreditConfig(**changed)
+    reference = credit_options.config_of(
+        cli.parser().parse_args(["score", "--preset", "reference", "--gamma", "0.5"])
+    )
     assert reference == CreditConfig.preset("reference", gamma=0.5)
 
 

@@ -18,6 +18,7 @@ _GROUP = ("group", "task_id", "prompt_id")
 _GOLD_CALLS = ("gold_calls", "ground_truth")
 _GOLD_ANSWER = ("gold_answer", "answer")
 _SUB_ANSWERS = ("sub_answers", "unsolved_set")
+_KIND = ("kind", "data_source")
 _GOLD_KEYS = ("arguments", "parameters", "kwargs")
 
 
@@ -41,6 +42,7 @@ def trajectory_from_row(
         `gold_answer` (alias `answer`): str or null. `outcome`: a number of magnitude at most 1e100, a
         boolean or null.
         `sub_answers` (alias `unsolved_set`): tool to list of str; may be a JSON string.
+        `kind` (alias `data_source`): str or null, of which the part after the last "/" is taken.
         `format`: how text is parsed. Where a name and its alias are both there, the name counts,
         unless it is null. Other keys are passed over.
     format : str, optional
@@ -83,6 +85,7 @@ def trajectory_from_row(
         group=_group(row),
         outcome=_outcome(row),
         sub_answers=_sub_answers(row),
+        kind=_kind(row),
     )
 
 
@@ -211,3 +214,11 @@ def _sub_answers(row: Mapping[str, Any]) -> dict[str, tuple[str, ...]] | None:
             raise InputError(f"{name}.{tool} holds {type_name(wrong)}; expected strings")
         answers[str(tool)] = tuple(strings)
     return answers
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    """The task's kind; FTRL's "self/single_hop" is "single_hop"."""
+    name, kind = _pick(row, _KIND)
+    if kind is not None and not isinstance(kind, str):
+        raise InputError(f"{name} is {type_name(kind)}, {kind!r:.60}; expected a string or null")
+    return (kind or "").rpartition("/")[2]
