@@ -146,8 +146,7 @@ def test_reader_of_the_question_finds_the_answer(tasks: list[Task]) -> None:
 
 
 def test_real_sandbox_runs_the_tools() -> None:
-    from matchtir.tools import Sandbox
-    from matchtir.tools import ToolRegistry
+    from matchtir.tools import Sandbox, ToolRegistry
 
     with Sandbox(workers=1) as box:
         for task in [*TEST[:40], *embedded_tasks(FAILING)[:10]]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..parse import parse_messages
-from ..tools import ToolRegistry
-from ..tools.sandbox import Sandbox
+from ..tools import Sandbox, ToolRegistry
 from ..types import Task, ToolCall, Turn
 from .chat import Chat, RequestError
 
