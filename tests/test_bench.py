@@ -214,7 +214,7 @@ def test_smoke_run_writes_table_and_json(capsys: pytest.CaptureFixture[str], tmp
         assert {"case", "metric", "value", "target", "aim", "unit", "quantiles"} <= row.keys()
         assert isinstance(row["value"], str if row["case"] == "environment" else (int, float))
     assert len({(row["case"], row["metric"]) for row in rows}) == len(rows)
-    assert sum(row["target"] is not None for row in rows) == 14
+    assert sum(row["target"] is not None for row in rows) == 20
     for name in (
         "hungarian W1",
         "hungarian W2",
@@ -223,6 +223,9 @@ def test_smoke_run_writes_table_and_json(capsys: pytest.CaptureFixture[str], tmp
         "similarity",
         "scatter",
         "Full",
+        "sandbox",
+        "sandbox, hostile",
+        "sandbox, memory",
     ):
         assert any(row["case"].startswith(name) and row["target"] is not None for row in rows)
 

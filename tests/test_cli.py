@@ -518,12 +518,15 @@ def test_env_describes_the_installation_without_heavy_imports() -> None:
         "core",
         "backends",
         "threads",
+        "sandbox",
         "packages",
     ]
     assert found["numpy"] == np.__version__
     assert found["core"]["available"] in (True, False)
     assert all(op["active"] in op["available"] for op in found["backends"].values())
     assert 1 <= found["threads"]["usable"] <= found["threads"]["processors"]
+    assert found["sandbox"]["available"] is True
+    assert found["sandbox"]["safe"] is (sys.platform == "linux")
     assert found["packages"]["rich"]
 
 

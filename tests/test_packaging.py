@@ -229,11 +229,15 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def test_readme_example_prints_what_it_shows() -> None:
-    (code,), (shown,) = blocks("python"), blocks("text")
+@pytest.mark.parametrize("document", ["README.md", "docs/sandbox.md"])
+def test_example_prints_what_it_shows(document: str) -> None:
+    text = (ROOT / document).read_text()
+    ((code, shown),) = re.findall(
+        r"^```python\n(.*?)^```\n```text\n(.*?)^```$", text, re.DOTALL | re.MULTILINE
+    )
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+        exec(compile(code, document, "exec"), {"__name__": "example"})
     assert printed.getvalue() == shown
 
 

@@ -30,29 +30,19 @@ def throughput(smoke: bool) -> list[Row]:
     rows = []
     with Sandbox(workers=2) as box:
         for label, count, groups, target in (
-            ("a process a call", alone, None, 900.0),
-            (f"a process for {_GROUP} calls", shared, [i // _GROUP for i in range(shared)], 5000.0),
+            ("a process a call", alone, None, 0.9),
+            (f"a process for {_GROUP}", shared, [i // _GROUP for i in range(shared)], 5.0),
         ):
+            calls = [Call(_TRIVIAL, "add", {"a": i, "b": 1}) for i in range(count)]
             rates = []
             for _ in range(1 if smoke else 5):
                 start = time.perf_counter()
-                results = box.map(
-                    [Call(_TRIVIAL, "add", {"a": i, "b": 1}) for i in range(count)], groups=groups
-                )
-                rates.append(count / (time.perf_counter() - start))
+                results = box.map(calls, groups=groups)
+                rates.append(count / (time.perf_counter() - start) / 1000)
                 check([r.value for r in results] == [i + 1 for i in range(count)], f"{label}: wrong results")
-            low, high = np.quantile(rates, (0.2, 0.8))
-            name = f"trivial calls, {label}, 2 workers"
-            rows.append(
-                Row(
-                    "sandbox",
-                    name,
-                    float(np.median(rates)),
-                    target,
-                    unit="/s",
-                    quantiles=(float(low), float(high)),
-                )
-            )
+            low, high = (float(x) for x in np.quantile(rates, (0.2, 0.8)))
+            name = f"thousand calls/s, {label}"
+            rows.append(Row("sandbox", name, float(np.median(rates)), target, unit="", quantiles=(low, high)))
     return rows + _latency(smoke)
 
 
@@ -90,7 +80,7 @@ def _latency(smoke: bool) -> list[Row]:
     ratio = times["interpreter"].median / times["ours"].median
     return [
         Row(
-            *("sandbox", "latency that a call gains, p50"),
+            *("sandbox", "added to one call, p50"),
             *(added, 2.5),
             unit="ms",
             better="lower",
@@ -100,7 +90,7 @@ def _latency(smoke: bool) -> list[Row]:
             peer_name="exec here",
         ),
         Row(
-            *("sandbox", "a call against a new interpreter"),
+            *("sandbox", "new interpreter a call"),
             ratio,
             ours=times["ours"].summary(),
             peer=times["interpreter"].summary(),

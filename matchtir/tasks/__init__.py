@@ -1,4 +1,4 @@
-"""Sets of tasks: read from FTRL's files, ToolHop's, our own, or the hub; written as our own; or made from a seed.
+"""Sets of tasks: read from FTRL's files, ToolHop's, our own or the hub; written as our own; made from a seed.
 
 The Python sources of tools are data here. Only :mod:`matchtir.tools` runs them.
 """
