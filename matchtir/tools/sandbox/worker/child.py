@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import builtins
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any
 
 from . import wire
 
+_to_json = json.JSONEncoder(default=str).encode
 
-def run_calls(calls: list[bytes], pipe: int, max_output: int) -> None:
-    """Run the calls in order and write a frame for each."""
+Call = tuple[str, str, dict[str, Any]]
+"""Source, name, arguments."""
+
+
+def decode(call: bytes) -> Call:
+    """A call from its JSON."""
+    source, name, arguments = json.loads(call)
+    return source, name, arguments
+
+
+def run_calls(calls: Sequence[Call | bytes], pipe: int, max_output: int) -> None:
+    """Run the calls in order and write a frame for each; those that are not decoded yet are decoded here."""
     compiled: dict[str, CodeType] = {}
     for call in calls:
         status, payload = _run(call, max_output, compiled)
         wire.write_all(pipe, wire.FRAME.pack(status, len(payload)) + payload)
 
 
-def _run(call: bytes, max_output: int, compiled: dict[str, CodeType]) -> tuple[int, bytes]:
+def _run(call: Call | bytes, max_output: int, compiled: dict[str, CodeType]) -> tuple[int, bytes]:
     """Status of one call, and its value or its error's text, as JSON."""
     try:
-        source, name, arguments = json.loads(call)
+        source, name, arguments = decode(call) if isinstance(call, bytes) else call
         if source not in compiled:
             compiled[source] = compile(source, f"<{name}>", "exec", dont_inherit=True)
         payload = encode(function_of(compiled[source], name)(**arguments))
@@ -50,7 +61,7 @@ def function_of(code: CodeType, name: str) -> Callable[..., Any]:
 def encode(value: Any) -> bytes:
     """A value as JSON. What JSON does not know becomes its ``str``, and a dict with such keys all of it."""
     try:
-        return json.dumps(value, default=str).encode()
+        return _to_json(value).encode()
     except TypeError:
         return json.dumps(str(value)).encode()
 

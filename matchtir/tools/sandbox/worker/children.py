@@ -6,16 +6,18 @@ import contextlib
 import json
 import math
 import os
+import random
 import select
 import signal
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from . import confine, wire
 
 _SLICE_SECONDS = 1.0
 _EXIT_SECONDS = 0.25
-_FIRST_DESCRIPTOR = 3
+_PIPE = 3  # the child's end; below are three descriptors of /dev/null
 _OUT_OF_MEMORY_EXIT, _FAILED_EXIT = 86, 87
 
 
@@ -63,10 +65,10 @@ class Child:
     ----------
     work : callable
         Runs in the child with the pipe's descriptor, then the child leaves.
-    limits : list
-        Its limits, from :func:`confine.child_limits`.
-    lock : callable or None
-        Installs its filter, before `work`.
+    lock : callable
+        Confines the child before `work`.
+    memory : int
+        Bytes of address space that it may have.
 
     Raises
     ------
@@ -74,31 +76,19 @@ class Child:
         If no process can be made.
     """
 
-    def __init__(
-        self, work: Callable[[int], None], limits: confine.Limits, lock: Callable[[], None] | None
-    ) -> None:
+    def __init__(self, work: Callable[[int], None], lock: Callable[[], None], memory: int) -> None:
         worker = os.getpid()
         self.pipe, far_end = os.pipe()
+        random.seed()  # here and not in the child, where every page that is touched must be copied
         try:
-            self.pid = os.fork()
+            with confine.memory_limit(memory):
+                self.pid = os.fork()
+                if self.pid == 0:
+                    _live(work, lock, far_end, worker)
         except OSError:
             os.close(self.pipe)
             os.close(far_end)
             raise
-        if self.pid == 0:
-            try:
-                os.dup2(far_end, _FIRST_DESCRIPTOR)
-                os.closerange(_FIRST_DESCRIPTOR + 1, 64)
-                confine.die_with_parent(worker)
-                confine.limit(limits)
-                if lock:
-                    lock()
-                work(_FIRST_DESCRIPTOR)
-                os._exit(0)
-            except MemoryError:
-                os._exit(_OUT_OF_MEMORY_EXIT)
-            except BaseException:
-                os._exit(_FAILED_EXIT)
         os.close(far_end)
         self._buffer = b""
 
@@ -160,6 +150,21 @@ class Child:
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
+
+
+def _live(work: Callable[[int], None], lock: Callable[[], None], pipe: int, worker: int) -> NoReturn:
+    """The life of a child."""
+    try:
+        os.dup2(pipe, _PIPE)
+        os.closerange(_PIPE + 1, 64)
+        confine.die_with_parent(worker)
+        lock()
+        work(_PIPE)
+        os._exit(0)
+    except MemoryError:
+        os._exit(_OUT_OF_MEMORY_EXIT)
+    except BaseException:
+        os._exit(_FAILED_EXIT)
 
 
 def _signal_name(number: int) -> str:

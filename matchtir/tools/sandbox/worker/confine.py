@@ -7,6 +7,7 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 NOBODY = 65534
@@ -15,8 +16,6 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1,
 _CAPABILITIES_VERSION, _LAST_CAPABILITY = 0x20080522, 63
 _SIGKILL = 9
 _tolerance = contextlib.nullcontext() if sys.platform == "linux" else contextlib.suppress(OSError, ValueError)
-
-Limits = list[tuple[int, tuple[int, int]]]
 # Nothing that a tool needs: core files, written files, locked memory, message queues, real-time and niceness.
 _NONE = ("CORE", "FSIZE", "MEMLOCK", "MSGQUEUE", "RTPRIO", "NICE", "SIGPENDING")
 
@@ -65,32 +64,39 @@ def _drop_capabilities() -> None:
 
 def limit_resources() -> None:
     """Lower for good the limits of what no tool needs."""
-    wanted = {getattr(resource, f"RLIMIT_{name}", None): 0 for name in _NONE}
-    wanted |= {resource.RLIMIT_NOFILE: 32, resource.RLIMIT_STACK: 8 << 20}
-    limit([(number, _lowered(number, value)) for number, value in wanted.items() if number is not None])
+    known = [getattr(resource, f"RLIMIT_{name}") for name in _NONE if hasattr(resource, f"RLIMIT_{name}")]
+    _lower({**dict.fromkeys(known, 0), resource.RLIMIT_NOFILE: 32, resource.RLIMIT_STACK: 8 << 20})
 
 
-def child_limits(memory: int, cpu_seconds: int, filtered: bool) -> Limits:
-    """Limits of a child: bytes of memory, processor time; no process of its own where no filter says so."""
-    wanted = [(resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, cpu_seconds)]
-    if not filtered:
-        wanted.append((resource.RLIMIT_NPROC, 0))
-    return [(number, _lowered(number, value)) for number, value in wanted]
+@contextlib.contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """Let children that are forked inside inherit a limit of `size` bytes of address space.
+
+    It is the soft limit only, which the child's filter keeps it from raising. To set it in the child would
+    cost more: there every page that is touched is a copy.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    lowered = size if hard == resource.RLIM_INFINITY else min(size, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (lowered, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def limit(limits: Limits) -> None:
-    """Set limits for good."""
-    for number, value in limits:
+def limit_unfiltered_child(memory: int, cpu_seconds: int) -> None:
+    """Limit a child without a filter, for good: bytes of memory, processor time, no process of its own."""
+    _lower({resource.RLIMIT_AS: memory, resource.RLIMIT_CPU: cpu_seconds, resource.RLIMIT_NPROC: 0})
+
+
+def _lower(limits: Mapping[int, int]) -> None:
+    """Set limits, soft and hard, no higher than the hard ones are now."""
+    for number, value in limits.items():
+        hard = resource.getrlimit(number)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         # macOS refuses some limits that it cannot keep; there the sandbox is marked unsafe anyway.
         with _tolerance:
-            resource.setrlimit(number, value)
-
-
-def _lowered(number: int, value: int) -> tuple[int, int]:
-    """A limit, soft and hard, no higher than the hard one is now."""
-    hard = resource.getrlimit(number)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    return value, value
+            resource.setrlimit(number, (value, value))
 
 
 def die_with_parent(parent: int) -> None:

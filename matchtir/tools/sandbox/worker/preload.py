@@ -6,7 +6,9 @@ import codecs
 import contextlib
 import importlib
 import io
+import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 MODULES = (
@@ -40,6 +42,27 @@ _kept: list[Any] = []  # zones; zoneinfo itself forgets them
 
 def preload(modules: list[str], paths: list[str]) -> dict[str, str]:
     """Import the modules, looking in `paths` too; returns why each one that failed did."""
+    with _without_fork_hooks():
+        return _preload(modules, paths)
+
+
+@contextlib.contextmanager
+def _without_fork_hooks() -> Iterator[None]:
+    """Let modules register nothing to be run after a fork.
+
+    `threading` and `random` do; their hooks touch a third of all the memory that a child must copy. A child
+    has no threads and cannot start one, and the worker seeds `random` before each fork.
+    """
+    register = os.register_at_fork
+    os.register_at_fork = lambda **hooks: None
+    try:
+        yield
+    finally:
+        os.register_at_fork = register
+
+
+def _preload(modules: list[str], paths: list[str]) -> dict[str, str]:
+    """Import the modules; returns why each one that failed did."""
     for name in MODULES:
         importlib.import_module(name)
     before = list(sys.path)

@@ -1,8 +1,7 @@
 """The bytes between pool, worker and child.
 
 Request, pool to worker: ``HEADER`` (number of calls, whether they share a process, seconds each may take),
-``LENGTH`` of each call, then the calls, each the JSON ``[source, name, arguments]``. The worker never decodes
-a call; the child does.
+``LENGTH`` of each call, then the calls, each the JSON ``[source, name, arguments]``.
 
 Answer, worker to pool: one byte ``STARTED`` when a request was read and the first of its calls is about to
 run, then for each call, in order, ``RESULT`` (status, seconds, length) and a JSON payload.
@@ -34,9 +33,8 @@ def pack_request(calls: list[bytes], shared: bool, timeout: float) -> bytes:
 
 def write_all(fd: int, data: bytes) -> None:
     """Write all of `data` to a blocking descriptor."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+    while len(data) > (written := os.write(fd, data)):
+        data = data[written:]
 
 
 def read_exactly(fd: int, count: int) -> bytes:
