@@ -43,7 +43,26 @@ def throughput(smoke: bool) -> list[Row]:
             low, high = (float(x) for x in np.quantile(rates, (0.2, 0.8)))
             name = f"thousand calls/s, {label}"
             rows.append(Row("sandbox", name, float(np.median(rates)), target, unit="", quantiles=(low, high)))
-    return rows + _latency(smoke)
+    return [*rows, _bare_forks(alone), *_latency(smoke)]
+
+
+def _bare_forks(count: int) -> Row:
+    """Forks a second of two empty interpreters, whose children leave at once: what no sandbox can exceed."""
+    program = (
+        "import os, sys\n"
+        "for _ in range(int(sys.argv[1])):\n"
+        "    if (pid := os.fork()) == 0: os._exit(0)\n"
+        "    os.waitpid(pid, 0)\n"
+    )
+    command = [sys.executable, "-I", "-S", "-c", program]
+    seconds = {}
+    for each in (0, count // 2):  # the first pair only starts and ends
+        start = time.perf_counter()
+        pair = [subprocess.Popen([*command, str(each)]) for _ in range(2)]
+        check([process.wait() for process in pair] == [0, 0], "bare forks fail")
+        seconds[each] = time.perf_counter() - start
+    rate = count / (seconds[count // 2] - seconds[0]) / 1000
+    return Row("sandbox", "bare forks of an empty Python", rate, unit="")
 
 
 def _latency(smoke: bool) -> list[Row]:
