@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
@@ -9,6 +10,7 @@ from statistics import mean
 import pytest
 from ftrl_oracle import DO_NOT_KNOW, Oracle
 
+from matchtir import cli
 from matchtir.evals import evaluate
 from matchtir.evals.campaign import Settings, remaining, run_tasks
 from matchtir.evals.journal import Journal
@@ -77,3 +79,9 @@ def test_oracle_on_ftrl_is_measured_as_it_counts_itself(ftrl_path: Path, tmp_pat
         counted = {name: mean(one[name] for one in found) for name in found[0]}
         assert {name: means[name] for name in counted} == pytest.approx(counted), kind
         assert 0.0 < means["failed_calls"] < 1.0
+
+    out = tmp_path / "evaluation.json"
+    assert cli.main(["eval", str(path), "--json", str(out)]) == cli.DONE
+    shown = {row["name"]: row["metrics"] for row in json.loads(out.read_text())["rows"]}
+    assert shown["all"]["solve_f1"]["mean"] == rows_of_table["all"].metrics["solve_f1"].mean
+    assert [name for name in shown if name in by_kind] == list(rows_of_table)
