@@ -7,6 +7,7 @@ how the tests do it as another user.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import NamedTuple
 
@@ -152,6 +153,12 @@ PROTOCOL = {
         "import os, struct",
         "os.write(3, struct.pack('<BI', 0, 200000) + b'[' * 100000 + b']' * 100000)",
         status="crash",
+    ),
+    "frame_with_half_a_character": _body(
+        "import os, struct", "os.write(3, struct.pack('<BI', 0, 5) + b'\"\\xed\\xa0\\x80\"')", status="crash"
+    ),
+    "frame_in_another_encoding": _body(
+        "import os, struct", "os.write(3, struct.pack('<BI', 0, 4) + '1'.encode('utf-16'))", status="crash"
     ),
     # It may say of itself what it likes, and nothing of any other call.
     "forged_frames": _body(
@@ -314,6 +321,10 @@ def main() -> None:
     """Run every attack, and after each a harmless call in the same worker; print results as JSON."""
     from matchtir.tools import Sandbox
 
+    # Like a large trainer: so many files open that new ones get high numbers, and deep recursion allowed.
+    for _ in range(100):
+        os.open(os.devnull, os.O_RDONLY)
+    sys.setrecursionlimit(10**6)
     found = {}
     with Sandbox(1, TIMEOUT, MEMORY_MB, modules=MODULES) as box:
         pids = box.pids
@@ -331,8 +342,6 @@ def main() -> None:
             }
         environment = box.call(OWN_ENVIRONMENT, "attack").value
         report = box.report
-    import os
-
     print(json.dumps({"results": found, "environment": environment, "report": report, "user": os.getuid()}))
 
 

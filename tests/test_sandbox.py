@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 from matchtir.errors import ConfigError, InputError, SandboxError, SandboxWarning
 from matchtir.tools import Call, Result, Sandbox
 from matchtir.tools.sandbox import MODULES
+from matchtir.tools.sandbox.worker import probe
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox holds on Linux only")
 pytestmark = linux
@@ -221,7 +224,14 @@ def test_memory_limit_is_the_one_that_was_asked_for():
     source = "def f(mib): return len(bytearray(mib << 20)) >> 20"
     with Sandbox(1, memory_mb=100) as box:
         assert box.call(source, "f", {"mib": 80}) == Result("ok", 80)
-        assert box.call(source, "f", {"mib": 100}).status == "memory"
+        assert box.call(source, "f", {"mib": 110}).status == "memory"
+
+
+def test_memory_does_not_count_other_calls():
+    source, text = "def f(text): return len(text)", "x" * (2 << 20)
+    with Sandbox(1, memory_mb=16) as box:
+        results = box.map([Call(source, "f", {"text": text})] * 64)
+    assert results == [Result("ok", len(text))] * 64
 
 
 def test_output_limit_counts_bytes_of_json():
@@ -240,7 +250,63 @@ def test_large_values_go_both_ways(box):
         assert large.call("def f(text): return text[::-1]", "f", {"text": text}).value == text
 
 
+def test_values_are_nested_no_deeper_than_they_may_be(box):
+    nested = (
+        "def f(depth):\n    value = []\n    for _ in range(depth - 1): value = {'[': value}\n    return value"
+    )
+    assert box.call(nested, "f", {"depth": 200}).status == "ok"
+    too_deep = box.call(nested, "f", {"depth": 201})
+    assert too_deep.status == "crash"
+    assert "answered what is no JSON, or is nested deeper than 200" in too_deep.error
+    text = '[{"\\\\' * 300
+    assert returned(box, "text", f"text = {text!r}").value == text
+
+
+@pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"), reason="this Python has no such limit")
+def test_numbers_are_no_longer_than_can_be_read_quickly(box):
+    lift = "import sys\nsys.set_int_max_str_digits(0)"
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)  # as trainers do that check sums
+    try:
+        assert returned(box, "10 ** 4299", lift).value == 10**4299
+        long = returned(box, "[7, 10 ** 4300]", lift)
+    finally:
+        sys.set_int_max_str_digits(limit)
+    assert long.status == "crash"
+    assert "a number of more than 4300 digits" in long.error
+    assert returned(box, "['1' * 5000, 7]").value == ["1" * 5000, 7]
+
+
 # Workers that die
+
+
+def test_arguments_that_a_worker_cannot_decode_harm_no_other_call(box):
+    deep: list[object] = []
+    for _ in range(3000):
+        deep = [deep]
+    calls = [Call(ADD, "add", {"a": deep if i == 2 else i}) for i in range(5)]
+    limit, pids = sys.getrecursionlimit(), set(box.pids)
+    sys.setrecursionlimit(20000)
+    try:
+        results = box.map(calls, groups=[0] * 5)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert results[2].status == "error"
+    assert [result.value for i, result in enumerate(results) if i != 2] == [1, 2, 4, 5]
+    assert set(box.pids) == pids
+
+
+def test_worker_is_replaced_even_if_its_end_was_interrupted(monkeypatch):
+    def interrupted(worker):
+        raise KeyboardInterrupt
+
+    with Sandbox(1) as box:
+        monkeypatch.setattr(box, "_forget", interrupted)
+        os.kill(box.pids[0], signal.SIGKILL)
+        with pytest.raises(KeyboardInterrupt):
+            box.call(ADD, "add", {"a": 1})
+        monkeypatch.undo()
+        assert box.call(ADD, "add", {"a": 1}).value == 2
 
 
 def test_calls_that_a_dying_worker_had_not_started_run_elsewhere(box):
@@ -303,7 +369,8 @@ def test_workers_that_die_at_once_are_an_error(monkeypatch):
         ({"memory_mb": 1.5}, "memory_mb is 1.5; expected a positive integer"),
         ({"max_output": -1}, "max_output is -1; expected a positive integer"),
         ({"timeout": 0}, "timeout is 0; expected a positive number of seconds"),
-        ({"timeout": math.inf}, "timeout is inf; expected a positive number of seconds"),
+        ({"timeout": math.inf}, "timeout is inf; expected a positive number of seconds, at most 1,000,000"),
+        ({"timeout": 10**400}, "timeout is 1000.*; expected a positive number of seconds"),
         ({"modules": ["nowhere_to_be_found"]}, "modules cannot be imported: nowhere_to_be_found"),
         ({"modules": "json"}, "modules is 'json'; expected a sequence of module names"),
     ],
@@ -361,6 +428,73 @@ def test_closing_ends_calls_in_progress():
     assert raised == ["the sandbox is closed"] * 3
 
 
+def test_closing_ends_calls_that_wait_for_their_turn():
+    box = Sandbox(1, timeout=60.0)
+    raised = []
+
+    def use() -> None:
+        try:
+            box.map([Call("import time\ndef f(): time.sleep(60)", "f")] * 2)
+        except Exception as error:
+            raised.append(repr(error))
+
+    threads = [threading.Thread(target=use) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    box.close()
+    for thread in threads:
+        thread.join(10)
+    assert raised == ["SandboxError('the sandbox is closed')"] * 3
+
+
+def test_closing_works_for_root_that_may_not_signal_others():
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can give up the right, with setpriv (Debian: util-linux)")
+    code = "from matchtir.tools import Sandbox\nwith Sandbox(1) as box: print(box.report['privileges'])"
+    command = ["setpriv", "--bounding-set=-kill", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_closing_waits_for_no_worker():
+    box = Sandbox(1)
+    worker = box._idle.get()  # as if Ctrl-C had come between taking a worker and using it
+
+    def use() -> None:
+        with pytest.raises(SandboxError, match="the sandbox is closed"):
+            box.map([Call(ADD, "add", {"a": 1})] * 3)
+
+    threads = [threading.Thread(target=use), threading.Thread(target=box.close)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join(10)
+    alive = [thread for thread in threads if thread.is_alive()]
+    box._idle.put(worker)
+    assert alive == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+        "os.closerange(0, 3)",
+        "import socket; socket.setdefaulttimeout(0.1)",
+    ],
+)
+def test_odd_trainers_get_results(odd):
+    code = (
+        f"import os, signal\n{odd}\n"
+        "from matchtir.tools import Sandbox\n"
+        "with Sandbox(1) as box:\n"
+        "    value = box.call('import time\\ndef f(): time.sleep(0.3); return 7', 'f').value\n"
+        "os._exit(value)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 7
+
+
 def test_forked_process_must_make_its_own(box):
     pid = os.fork()
     if pid == 0:
@@ -402,6 +536,16 @@ def test_report_names_the_layers(box):
     assert report["no_new_privileges"] is True
     assert report["landlock"] >= 0
     assert report["python"] == sys.version
+
+
+def test_probe_tells_refusals_apart():
+    def fail():
+        raise OSError(errno.ENOENT, "no such file")
+
+    assert probe.refused(fail)
+    assert probe.refused(fail, errno.EACCES, errno.ENOENT)
+    assert not probe.refused(fail, errno.EACCES)
+    assert not probe.refused(lambda: None)
 
 
 @pytest.fixture
@@ -451,6 +595,30 @@ def test_sandbox_with_all_layers_is_silent():
         with Sandbox(1) as box:
             if not box.report["landlock"]:
                 pytest.skip("this kernel has no Landlock")
+
+
+def test_worker_gets_of_the_environment_what_it_needs(monkeypatch):
+    from matchtir.tools.sandbox import process
+
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/python/lib")
+    monkeypatch.setenv("PYTHONPATH", "/home")
+    monkeypatch.delenv("PYTHONHOME", raising=False)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    expected = {"LD_LIBRARY_PATH": "/opt/python/lib", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "0"}
+    assert process._environment() == expected
+
+
+@pytest.mark.parametrize(
+    ("executable", "message"),
+    [
+        (None, "there is no Python interpreter to start a sandbox worker with"),
+        ("/nowhere/python", "no sandbox worker can be started with /nowhere/python: .*No such file"),
+    ],
+)
+def test_interpreter_that_is_missing_is_an_error(monkeypatch, executable, message):
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(SandboxError, match=message):
+        Sandbox(1)
 
 
 def test_start_that_fails_says_why(monkeypatch):

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from sandbox_attacks import ATTACKS, FOREIGN_CALLS, MARKER, MEMORY_MB, MODULES, SECRET, TIMEOUT
 
 from matchtir.tools import Call, Sandbox
+from matchtir.tools.sandbox import process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox holds on Linux only")
 
@@ -136,17 +138,18 @@ import os, sys, time
 from matchtir.tools import Sandbox
 box = Sandbox(1, timeout=60.0, modules=["os"])
 worker = box.pids[0]
-if sys.argv[1] == "forked" and os.fork() == 0:
+if sys.argv[1] in ("forked", "answered") and os.fork() == 0:
     time.sleep(60)  # such as a data loader's process: it holds the sandbox's channel open
     os._exit(0)
 print(worker, flush=True)
 if sys.argv[1] == "idle":
     time.sleep(60)
-box.call("import time\\ndef attack():\\n    time.sleep(60)", "attack")
+seconds = 1 if sys.argv[1] == "answered" else 60
+box.call(f"import time\\ndef attack():\\n    time.sleep({seconds})\\n    return 'x' * 10**6", "attack")
 """
 
 
-@pytest.mark.parametrize("state", ["busy", "idle", "forked"])
+@pytest.mark.parametrize("state", ["busy", "idle", "forked", "answered"])
 def test_no_orphan_is_left_when_the_trainer_dies(state):
     def children(pid: int) -> list[int]:
         return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -168,6 +171,9 @@ def test_no_orphan_is_left_when_the_trainer_dies(state):
         family = [worker, *children(worker)]
         assert len(family) == (1 if state == "idle" else 2)
         helpers = [pid for pid in children(trainer.pid) if pid != worker]
+        if state == "answered":  # the worker is stuck in a long answer that nobody reads
+            trainer.send_signal(signal.SIGSTOP)
+            time.sleep(2)
         trainer.kill()
         trainer.wait()
         while any(map(alive, family)) and time.monotonic() < deadline:
@@ -178,6 +184,25 @@ def test_no_orphan_is_left_when_the_trainer_dies(state):
         trainer.stdout.close()
         for pid in helpers:
             os.kill(pid, 9)
+
+
+def test_worker_whose_starter_died_at_once_ends():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process._set_limits(theirs, 0.1)
+        folder, nobodys_parent = str(Path(process.__file__).parent), str(os.getppid())
+        command = [sys.executable, "-c", process._BOOTSTRAP, folder, nobodys_parent]
+        assert subprocess.run(command, stdin=theirs.fileno(), timeout=30).returncode == 0
+
+
+def test_root_gives_up_what_it_can():
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can give up a part of its rights, with setpriv (Debian: util-linux)")
+    code = "from matchtir.tools import Sandbox\nwith Sandbox(1) as box: print(box.report['privileges'])"
+    for lacking, expected in (("setgid", "user 65534, group 0"), ("setuid", "user 0, group 65534")):
+        without = ["setpriv", f"--bounding-set=-{lacking}", f"--inh-caps=-{lacking}"]
+        done = subprocess.run([*without, sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == (f"{expected}, capabilities dropped\n", "")
 
 
 def test_worker_that_is_stopped_is_given_up(monkeypatch):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import queue
 import sys
 import threading
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -20,14 +19,15 @@ from .records import Call, Result
 
 _MOST_DEATHS = 5
 _LARGEST_CHUNK = 16
+_LONGEST = 1_000_000  # seconds, eleven days; the system's calls do not take any number
 
 
 class Sandbox:
     """Runs Python tools that nobody vouches for, with arguments that a model made up.
 
-    A warm pool of worker processes. Each has been started by exec with an empty environment, has imported the
-    modules that tools may use, has given up its rights for good, and forks a child for each call (or for each
-    group of calls of one task, see :meth:`map`), which has fewer rights still and is killed after it.
+    A warm pool of worker processes. Each has been started by exec without the trainer's environment, has
+    imported the modules that tools may use, has given up its rights for good, and forks a child for each call
+    (or group of calls of one task, see :meth:`map`), which has fewer rights still and is killed after it.
 
     Covered, on Linux (x86-64, aarch64), as root or not, in containers too:
 
@@ -36,7 +36,8 @@ class Sandbox:
     - *Files, network, processes.* A child can open no file, make no socket, start no process or thread,
       signal, trace or read no other process, and get no executable memory: seccomp allows it what computing
       needs (memory, clocks, random bytes, its one pipe), and Landlock, where the kernel has it, refuses
-      files, TCP and signals once more. Root becomes the user nobody.
+      files, TCP and signals once more. Root becomes the user nobody or, in a container that does not let it,
+      root without capabilities; `report` says which.
     - *The trainer's memory and output.* Calls and results are JSON, read with limits on their length. A child
       has no terminal; what a tool prints is dropped.
     - *The next call.* Whatever a tool does to modules or builtins dies with its child.
@@ -48,6 +49,8 @@ class Sandbox:
       of the sandbox. For hostile code that is worth a kernel exploit use a virtual machine.
     - A tool can use all of its time and memory: `workers` processors and `workers` × `memory_mb`.
     - Calls of one group can change each other's results; put calls of different tasks into different groups.
+    - A child can find in its memory other calls that its worker was given, and results. It can read them and
+      change none.
     - A tool can return anything, and say it slowly: a result is data and not to be trusted.
     - Where there is no seccomp (macOS, other processors) nothing but time, memory and the separate process
       is covered; this needs ``allow_unsafe=True``.
@@ -246,9 +249,12 @@ class Sandbox:
             return self._run([packed[i] for i in part], groups is not None, limit)
 
         results: list[Result | None] = [None] * len(packed)
-        for part, found in zip(parts, self._threads.map(run, parts), strict=True):
-            for i, result in zip(part, found, strict=True):
-                results[i] = result
+        try:
+            for part, found in zip(parts, self._threads.map(run, parts), strict=True):
+                for i, result in zip(part, found, strict=True):
+                    results[i] = result
+        except CancelledError:  # it waited for its turn when the sandbox was closed
+            raise SandboxError("the sandbox is closed") from None
         return [result for result in results if result is not None]
 
     def _run(self, calls: list[bytes], shared: bool, timeout: float) -> list[Result]:
@@ -327,8 +333,10 @@ class Sandbox:
 
     def _discard(self, worker: WorkerProcess) -> None:
         """End a worker; the next one who needs it starts another."""
-        self._forget(worker)
-        self._idle.put(None)
+        try:
+            self._forget(worker)
+        finally:
+            self._idle.put(None)
 
     def _forget(self, worker: WorkerProcess) -> None:
         worker.close()
@@ -344,10 +352,10 @@ class Sandbox:
             live = list(self._live)
         for worker in live:
             worker.kill()
+        self._idle.put(None)  # wakes who waits for a worker, and each wakes the next
         self._threads.shutdown(wait=True, cancel_futures=True)
         for worker in live:
             self._forget(worker)
-        self._idle.put(None)  # wakes who waits for a worker, and each wakes the next
 
     def __enter__(self) -> Sandbox:
         return self
@@ -363,8 +371,10 @@ class Sandbox:
 
 def _seconds(timeout: float) -> float:
     """A timeout, checked."""
-    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout < math.inf:
-        raise ConfigError(f"timeout is {timeout!r}; expected a positive number of seconds")
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout <= _LONGEST:
+        raise ConfigError(
+            f"timeout is {timeout!r:.40}; expected a positive number of seconds, at most {_LONGEST:,}"
+        )
     return float(timeout)
 
 

@@ -12,12 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...errors import SandboxError
 from .records import STATUSES, Result, Status
 from .worker import wire
 
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
+_WORKER_LOOKS_UP_SECONDS = 1.0
 _TIMEVAL = struct.Struct("@ll")
 _SURROGATE_ESCAPES = (b"\\ud", b"\\uD")
 _BOOTSTRAP = """
@@ -27,6 +30,13 @@ from worker.main import main
 del sys.path[0]
 main(int(sys.argv[2]))
 """
+_DEEPEST = 200
+_LONGEST_NUMBER = 4300  # digits; Python's own limit, which a trainer may have lifted
+_BRACKETS = bytes.maketrans(b"[{]}", b"\0\0\2\2")
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+# Where the loader and the interpreter find their libraries.
+_NEEDED_TO_START = ("LD_LIBRARY_PATH", "PYTHONHOME")
 
 
 class WorkerDiedError(SandboxError):
@@ -50,32 +60,29 @@ class WorkerProcess:
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        ours, theirs = socket.socketpair()
-        fd = theirs.fileno()
+        if not sys.executable or getattr(sys, "frozen", False):
+            raise SandboxError("there is no Python interpreter to start a sandbox worker with")
+        folder = str(Path(__file__).parent)
+        options = ["-s", "-S", "-B", "-X", "utf8", "-c", _BOOTSTRAP, folder, str(os.getpid())]
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                for end in (ours, theirs):
+                    end.setblocking(True)  # whatever socket.setdefaulttimeout was told
+                _set_limits(theirs, _WORKER_LOOKS_UP_SECONDS)
+                self._process = subprocess.Popen(
+                    [sys.executable, *options],
+                    env=_environment(),
+                    cwd="/",
+                    stdin=theirs.fileno(),  # a number that is the same whatever the trainer has open
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C in the terminal is for the trainer, who closes us
+                )
+        except OSError as error:
+            raise SandboxError(f"no sandbox worker can be started with {sys.executable}: {error}") from None
         self._socket = ours
         self._timeout = 0.0
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-s",
-                    "-S",
-                    "-B",
-                    "-X",
-                    "utf8",
-                    "-c",
-                    _BOOTSTRAP,
-                    str(Path(__file__).parent),
-                    str(fd),
-                ],
-                env=_environment(),
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[fd],
-                start_new_session=True,  # Ctrl-C in the terminal is for the trainer, which closes the pool
-            )
         self.pid = self._process.pid
         self.report: dict[str, Any] = {}
         text = json.dumps(settings).encode()
@@ -127,10 +134,7 @@ class WorkerProcess:
     def _wait_at_most(self, seconds: float) -> None:
         """Limit how long the socket waits for one piece, in the kernel: poll would wake us at each."""
         if seconds != self._timeout:
-            whole = int(seconds)
-            value = _TIMEVAL.pack(whole, int((seconds - whole) * 1e6))
-            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                self._socket.setsockopt(socket.SOL_SOCKET, option, value)
+            _set_limits(self._socket, seconds)
             self._timeout = seconds
 
     def _receive(self, count: int) -> bytes:
@@ -148,12 +152,15 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """Kill it, and with it its child. Who waits for its answer learns that it died."""
-        self._process.kill()
+        with contextlib.suppress(OSError):  # it has ended
+            self._socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(PermissionError):  # root without CAP_KILL; the worker sees that we let go
+            self._process.kill()
 
     def _stop(self) -> int:
         """Kill it and clear up; returns its exit code."""
+        self.kill()
         self._socket.close()
-        self._process.kill()
         return self._process.wait()
 
     def close(self) -> None:
@@ -162,22 +169,51 @@ class WorkerProcess:
             self._stop()
 
 
+def _set_limits(end: socket.socket, seconds: float) -> None:
+    """Let reads and writes of a socket, by whoever holds it, give up after some time."""
+    whole = int(seconds)
+    value = _TIMEVAL.pack(whole, int((seconds - whole) * 1e6))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        end.setsockopt(socket.SOL_SOCKET, option, value)
+
+
 def _environment() -> dict[str, str]:
-    """Nothing of ours but the time zone. Hashes are the same in every worker, so sets have the same order."""
+    """Nothing of ours but the time zone and what a start may need; with the same hashes in every worker."""
     # With TZ set the C library does not look for the file again at each call, which it could not open.
-    return {"PYTHONHASHSEED": "0", "TZ": os.environ.get("TZ", ":/etc/localtime")}
+    needed = {name: os.environ[name] for name in _NEEDED_TO_START if name in os.environ}
+    return {"PYTHONHASHSEED": "0", "TZ": os.environ.get("TZ", ":/etc/localtime"), **needed}
 
 
 def _result(status: int, seconds: float, payload: bytes) -> Result:
     """A result from what a worker passed on; what a child wrote may be anything."""
     name: Status = STATUSES[status]
     try:
-        value = json.loads(payload)
+        if not _is_harmless(payload):
+            raise ValueError
+        # A child of ours sends ASCII; bytes may be UTF-16 to `loads`, and hold halves of surrogate pairs.
+        value = json.loads(payload.decode("ascii"))
         if any(escape in payload for escape in _SURROGATE_ESCAPES):
             # Half of a pair is no text: no tokenizer and no file would take it.
             value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
-        return Result("crash", error="answered what is no JSON, or is nested too deep", seconds=seconds)
+        words = f"nested deeper than {_DEEPEST}, or has a number of more than {_LONGEST_NUMBER} digits"
+        return Result("crash", error=f"answered what is no JSON, or is {words}", seconds=seconds)
     if name == "ok":
         return Result("ok", value, seconds=seconds)
     return Result(name, error=str(value), seconds=seconds)
+
+
+def _is_harmless(payload: bytes) -> bool:
+    """Whether JSON is neither nested too deep, which can overflow the stack of its reader, nor slow to read.
+
+    Python takes seconds for a number of a million digits, and lets no other thread run meanwhile.
+    """
+    deep = payload.count(b"[") + payload.count(b"{") > _DEEPEST
+    if not deep and len(payload) <= _LONGEST_NUMBER:
+        return True
+    outside = b"".join(payload.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    if b"0" * (_LONGEST_NUMBER + 1) in outside.translate(_DIGITS):
+        return False
+    brackets = outside.translate(_BRACKETS, _NO_BRACKETS)
+    depths = np.cumsum(1 - np.frombuffer(brackets, np.int8))
+    return int(depths.max(initial=0)) <= _DEEPEST

@@ -35,7 +35,7 @@ def _run(call: Call | bytes, max_output: int, compiled: dict[str, CodeType]) -> 
     try:
         source, name, arguments = decode(call) if isinstance(call, bytes) else call
         if source not in compiled:
-            compiled[source] = compile(source, f"<{name}>", "exec", dont_inherit=True)
+            compiled[source] = compile(source, "<string>", "exec", dont_inherit=True)
         payload = encode(function_of(compiled[source], name)(**arguments))
         status = wire.OK
     except MemoryError:

@@ -4,58 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import random
-import select
 import signal
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
 from . import confine, wire
+from .channel import Pool
 
-_SLICE_SECONDS = 1.0
 _EXIT_SECONDS = 0.25
 _PIPE = 3  # the child's end; below are three descriptors of /dev/null
 _OUT_OF_MEMORY_EXIT, _FAILED_EXIT = 86, 87
 
 
-class PoolGoneError(Exception):
-    """The process that this worker serves has died or has let go of it."""
-
-
 class BrokenFrameError(Exception):
     """What a child answered breaks off, or is no answer."""
-
-
-class Pool:
-    """The process that this worker serves, seen from the worker.
-
-    It may have forked, and its children may hold the channel open; so its death shows in who our parent is.
-    """
-
-    def __init__(self, channel: int) -> None:
-        self._channel, self._parent = channel, os.getppid()
-
-    def check(self) -> None:
-        """Raise PoolGoneError if it has died."""
-        if os.getppid() != self._parent:
-            raise PoolGoneError
-
-    def wait(self, fd: int, deadline: float = math.inf) -> bool:
-        """Wait until `fd` can be read or ends; False at the deadline. Raises PoolGoneError."""
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        if fd != self._channel:
-            poll.register(self._channel, 0)  # tells only that the other end is closed
-        while (left := deadline - time.monotonic()) > 0:
-            for ready, _ in poll.poll(1000 * min(left, _SLICE_SECONDS)):
-                if ready == fd:
-                    return True
-                raise PoolGoneError
-            self.check()
-        return False
 
 
 class Child:
@@ -156,7 +121,7 @@ def _live(work: Callable[[int], None], lock: Callable[[], None], pipe: int, work
     """The life of a child."""
     try:
         os.dup2(pipe, _PIPE)
-        os.closerange(_PIPE + 1, 64)
+        os.closerange(_PIPE + 1, confine.DESCRIPTORS)
         confine.die_with_parent(worker)
         lock()
         work(_PIPE)

@@ -7,10 +7,13 @@ import ctypes
 import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 NOBODY = 65534
+
+DESCRIPTORS = 32
+"""No descriptor of a worker has this number or a higher one, so that a child can close all but its own."""
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 _CAPABILITIES_VERSION, _LAST_CAPABILITY = 0x20080522, 63
@@ -41,31 +44,41 @@ def no_new_privileges() -> bool:
 def drop_privileges() -> str:
     """Give up root and every capability; returns what this process is now, in words.
 
-    Root becomes the user nobody, or, in a container that has no such user, root without a capability.
+    Root becomes the user nobody, or, in a container that does not let it, root without a capability.
     """
     for capability in range(_LAST_CAPABILITY + 1):
         prctl(_PR_CAPBSET_DROP, capability)
     if os.geteuid() == 0:
-        with contextlib.suppress(OSError):  # no such user in this container, or no right to change
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-    _drop_capabilities()
+        steps: tuple[Callable[[], object], ...] = (
+            lambda: os.setgroups([]),
+            lambda: os.setgid(NOBODY),
+            lambda: os.setuid(NOBODY),
+        )
+        for step in steps:
+            with contextlib.suppress(OSError):  # no such user in this container, or no right to change
+                step()
+    dropped = _drop_capabilities()
     prctl(_PR_SET_DUMPABLE, 0)
-    return f"user {os.geteuid()}" + (", capabilities dropped" if sys.platform == "linux" else "")
+    return f"user {os.geteuid()}, group {os.getegid()}" + (", capabilities dropped" if dropped else "")
 
 
-def _drop_capabilities() -> None:
-    """Empty the effective, permitted and inheritable sets."""
-    if sys.platform == "linux":
-        header = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION, 0)
-        _libc.capset(header, (ctypes.c_uint32 * 6)())
+def _drop_capabilities() -> bool:
+    """Empty the effective, permitted and inheritable sets; whether that was done."""
+    if sys.platform != "linux":
+        return False
+    header = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION, 0)
+    return int(_libc.capset(header, (ctypes.c_uint32 * 6)())) == 0
+
+
+def limit_descriptors() -> None:
+    """Lower for good how many descriptors there can be, before anything is opened."""
+    _lower({resource.RLIMIT_NOFILE: DESCRIPTORS})
 
 
 def limit_resources() -> None:
     """Lower for good the limits of what no tool needs."""
     known = [getattr(resource, f"RLIMIT_{name}") for name in _NONE if hasattr(resource, f"RLIMIT_{name}")]
-    _lower({**dict.fromkeys(known, 0), resource.RLIMIT_NOFILE: 32, resource.RLIMIT_STACK: 8 << 20})
+    _lower({**dict.fromkeys(known, 0), resource.RLIMIT_STACK: 8 << 20})
 
 
 @contextlib.contextmanager

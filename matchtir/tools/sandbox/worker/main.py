@@ -14,24 +14,26 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from . import child, confine, landlock, preload, probe, seccomp, wire
-from .children import BrokenFrameError, Child, Pool, PoolGoneError, run_group
+from .channel import Pool, PoolGoneError
+from .children import BrokenFrameError, Child, run_group
 
 _PROBE_SECONDS = 10.0
 _SMALL_CALL = 1 << 16  # bytes; a call that is decoded here, where that costs half of what it costs a child
 
 
-def main(channel: int) -> NoReturn:
-    """Serve the pool at the other end of `channel` until it is gone."""
-    with contextlib.suppress(EOFError, OSError, PoolGoneError):
-        (length,) = wire.LENGTH.unpack(wire.read_exactly(channel, wire.LENGTH.size))
-        settings = json.loads(wire.read_exactly(channel, length))
+def main(parent: int) -> NoReturn:
+    """Serve the process `parent` at the other end of descriptor 0 until it is gone."""
+    pool = Pool(os.dup(0), parent)
+    with contextlib.suppress(OSError, PoolGoneError):
+        (length,) = wire.LENGTH.unpack(pool.receive(wire.LENGTH.size))
+        settings = json.loads(pool.receive(length))
         try:
-            worker = Worker(channel, **settings)
+            worker = Worker(pool, **settings)
             report = worker.report
         except Exception as error:  # whatever it is, the pool must hear of it
             report = {"failed": f"{type(error).__name__}: {error}"}
         text = json.dumps(report).encode()
-        wire.write_all(channel, wire.LENGTH.pack(len(text)) + text)
+        pool.send(wire.LENGTH.pack(len(text)) + text)
         if "failed" not in report:
             worker.serve()
     os._exit(0)
@@ -42,8 +44,8 @@ class Worker:
 
     Parameters
     ----------
-    channel : int
-        Descriptor of the socket to the pool.
+    pool : Pool
+        Whom it serves.
     modules, paths : list of str
         What to import besides the usual, and where installed packages are.
     memory, max_output : int
@@ -56,10 +58,12 @@ class Worker:
     """
 
     def __init__(
-        self, channel: int, *, modules: list[str], paths: list[str], memory: int, max_output: int
+        self, pool: Pool, *, modules: list[str], paths: list[str], memory: int, max_output: int
     ) -> None:
-        self._channel, self._pool, self._max_output = channel, Pool(channel), max_output
+        self._pool, self._max_output = pool, max_output
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, no child could be waited for
+        confine.limit_descriptors()
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
@@ -120,32 +124,35 @@ class Worker:
         return {"seccomp": bool(self._lock) and not possible, "possible": possible, "memory": memory_holds}
 
     def serve(self) -> NoReturn:
-        """Run requests one after the other; raises EOFError or PoolGoneError when the pool is gone."""
+        """Run requests one after the other; raises PoolGoneError or OSError when the pool is gone."""
         while True:
-            self._pool.wait(self._channel)
-            count, shared, timeout = wire.HEADER.unpack(wire.read_exactly(self._channel, wire.HEADER.size))
-            lengths = wire.read_exactly(self._channel, wire.LENGTH.size * count)
-            calls = [wire.read_exactly(self._channel, n) for (n,) in wire.LENGTH.iter_unpack(lengths)]
-            wire.write_all(self._channel, wire.STARTED)
+            count, shared, timeout = wire.HEADER.unpack(self._pool.receive(wire.HEADER.size))
+            lengths = self._pool.receive(wire.LENGTH.size * count)
+            calls = [self._pool.receive(n) for (n,) in wire.LENGTH.iter_unpack(lengths)]
+            self._pool.send(wire.STARTED)
             while calls:
-                started = self._run(calls if shared else calls[:1], timeout)
+                held = sum(map(len, calls))
+                started = self._run(calls if shared else calls[:1], timeout, held)
                 calls = calls[started:]
 
-    def _run(self, calls: list[bytes], timeout: float) -> int:
-        """Run calls in one child and pass its answers on; returns how many were started."""
-        decoded = [child.decode(call) if len(call) < _SMALL_CALL else call for call in calls]
+    def _run(self, calls: list[bytes], timeout: float, held: int) -> int:
+        """Run calls in one child and pass its answers on; returns how many were started.
+
+        `held` bytes of calls are in memory, and so in the child's.
+        """
+        decoded = [_decoded(call) for call in calls]
 
         def work(pipe: int) -> None:
             child.run_calls(decoded, pipe, self._max_output)
 
         def make() -> Child:
-            return self._child(work, timeout * len(calls), 2 * sum(map(len, calls)))
+            return self._child(work, timeout * len(calls), held + sum(map(len, calls)))
 
         return run_group(make, self._pool, len(calls), timeout, self._max_output, self._answer)
 
     def _answer(self, status: int, seconds: float, payload: bytes) -> None:
         """Send one call's result to the pool."""
-        wire.write_all(self._channel, wire.RESULT.pack(status, seconds, len(payload)) + payload)
+        self._pool.send(wire.RESULT.pack(status, seconds, len(payload)) + payload)
 
     def _child(self, work: Callable[[int], None], seconds: float, extra_memory: int = 0) -> Child:
         """Fork a child that is confined before it works."""
@@ -155,6 +162,14 @@ class Worker:
             confine.limit_unfiltered_child(memory, math.ceil(seconds) + 2)
 
         return Child(work, self._lock.install if self._lock else limit, memory)
+
+
+def _decoded(call: bytes) -> child.Call | bytes:
+    """A small call, decoded. One that cannot be is the child's, which says why, and harms no other call."""
+    if len(call) < _SMALL_CALL:
+        with contextlib.suppress(ValueError, RecursionError):
+            return child.decode(call)
+    return call
 
 
 def _open_statm() -> int | None:

@@ -15,11 +15,11 @@ _SLACK = 64 << 20
 
 
 def refused(act: Callable[[], object], *numbers: int) -> bool:
-    """Whether an act fails with one of these error numbers."""
+    """Whether an act fails with one of these error numbers, or, if none is given, at all."""
     try:
         act()
     except OSError as error:
-        return error.errno in numbers
+        return not numbers or error.errno in numbers
     return False
 
 

@@ -35,15 +35,3 @@ def write_all(fd: int, data: bytes) -> None:
     """Write all of `data` to a blocking descriptor."""
     while len(data) > (written := os.write(fd, data)):
         data = data[written:]
-
-
-def read_exactly(fd: int, count: int) -> bytes:
-    """Read `count` bytes from a blocking descriptor; raises EOFError if it ends before."""
-    pieces = []
-    while count:
-        piece = os.read(fd, min(count, 1 << 20))
-        if not piece:
-            raise EOFError
-        pieces.append(piece)
-        count -= len(piece)
-    return b"".join(pieces)
