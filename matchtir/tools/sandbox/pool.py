@@ -264,15 +264,16 @@ class Sandbox:
         while len(results) < len(calls):
             if deaths == _MOST_DEATHS:
                 raise SandboxError(f"{deaths} workers in a row died before they ran a call")
+            worker = None
             try:
                 worker = self._take()
+                found, alive = worker.run(calls[len(results) :], shared, timeout)
             except WorkerDiedError:
                 deaths += 1
                 continue
-            try:
-                found, alive = worker.run(calls[len(results) :], shared, timeout)
             except BaseException:  # Ctrl-C: what it would answer now belongs to nobody
-                self._discard(worker)
+                if worker is not None:
+                    self._discard(worker)
                 raise
             results += found
             if alive:

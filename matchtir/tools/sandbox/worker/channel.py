@@ -32,7 +32,7 @@ class Pool:
 
     def check(self) -> None:
         """Raise PoolGoneError if it has died."""
-        if os.getppid() != self._parent:
+        if os.getppid() not in (self._parent, 0):  # 0: it is outside of our namespace of processes
             raise PoolGoneError
 
     def wait(self, fd: int, deadline: float = math.inf) -> bool:

@@ -89,7 +89,7 @@ def memory_limit(size: int) -> Iterator[None]:
     cost more: there every page that is touched is a copy.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    lowered = size if hard == resource.RLIM_INFINITY else min(size, hard)
+    lowered = min(limit for limit in (size, soft, hard) if limit != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_AS, (lowered, hard))
     try:
         yield

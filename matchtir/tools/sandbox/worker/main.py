@@ -167,7 +167,7 @@ class Worker:
 def _decoded(call: bytes) -> child.Call | bytes:
     """A small call, decoded. One that cannot be is the child's, which says why, and harms no other call."""
     if len(call) < _SMALL_CALL:
-        with contextlib.suppress(ValueError, RecursionError):
+        with contextlib.suppress(ValueError, RecursionError, MemoryError):
             return child.decode(call)
     return call
 

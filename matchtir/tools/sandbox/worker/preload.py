@@ -70,12 +70,12 @@ def _preload(modules: list[str], paths: list[str]) -> dict[str, str]:
     sys.path.extend(paths)
     failed = {}
     for name in OPTIONAL_MODULES:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # one that is broken is as good as none
             importlib.import_module(name)
     for name in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:  # a module may raise anything
+        except (Exception, SystemExit) as error:  # a module may raise anything
             failed[name] = f"{type(error).__name__}: {error}"
     _warm(set(modules) - failed.keys())
     sys.path[:] = before
