@@ -244,6 +244,36 @@ def test_output_limit_counts_bytes_of_json():
         assert error == Result("output", error="the text of its error takes 202 bytes; the limit is 100")
 
 
+def test_smallest_limit_of_output_still_says_why():
+    with Sandbox(1, max_output=1) as box:
+        assert box.call("def f(): return 1", "f") == Result("ok", 1)
+        assert box.call("def f(): return 12", "f").status == "output"
+
+
+@pytest.mark.parametrize(("failures", "status"), [(2, 0), (3, 4)])
+def test_fork_that_fails_is_tried_again(failures, status, monkeypatch):
+    from matchtir.tools.sandbox.worker import children
+
+    class Answering:
+        def frame(self, pool, deadline, max_output):
+            return 0, b"7"
+
+        def end(self):
+            pass
+
+    def make():
+        tries.append(1)
+        if len(tries) <= failures:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return Answering()
+
+    monkeypatch.setattr(children, "_FORK_PAUSES", (0.0, 0.0))
+    tries, answers = [], []
+    assert children.run_group(make, None, 1, 1.0, 100, lambda *given: answers.append(given)) == 1
+    assert len(tries) == 3
+    assert [answer[0] for answer in answers] == [status]
+
+
 def test_large_values_go_both_ways(box):
     text = "é" * 300_000
     with Sandbox(1, max_output=10**7) as large:

@@ -62,7 +62,7 @@ class Sandbox:
     workers : int
         Worker processes, and so calls that run at the same time.
     timeout : float
-        Seconds that a call may take, start of its process included.
+        Seconds that a call may take, from the start of its process.
     memory_mb : int
         MiB that a call may take beyond what a worker starts with.
     max_output : int

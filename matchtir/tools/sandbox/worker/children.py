@@ -15,6 +15,10 @@ from . import confine, wire
 from .channel import Pool
 
 _EXIT_SECONDS = 0.25
+_FORK_PAUSES = (0.05, 0.2, 0.8, 2.0)  # seconds
+_OWN_WORDS = (
+    200  # bytes; what a child says instead of an answer that is too long may be longer than the answer
+)
 _PIPE = 3  # the child's end; below are three descriptors of /dev/null
 _OUT_OF_MEMORY_EXIT, _FAILED_EXIT = 86, 87
 
@@ -78,7 +82,7 @@ class Child:
         if len(head) < wire.FRAME.size:
             raise BrokenFrameError
         status, length = wire.FRAME.unpack(head)
-        if status not in wire.FROM_CHILD or length > max_output:
+        if status not in wire.FROM_CHILD or length > max(max_output, _OWN_WORDS):
             raise BrokenFrameError
         payload = self.read(length, pool, deadline)
         if len(payload) < length:
@@ -148,12 +152,12 @@ def run_group(
     answer: Callable[[int, float, bytes], None],
 ) -> int:
     """Have one child run up to `count` calls and answer for each that was started; returns how many were."""
-    begin = time.monotonic()
     try:
-        child = make()
+        child = _made(make)
     except OSError as error:
-        answer(wire.CRASH, time.monotonic() - begin, _text(f"no process can be made: {error}"))
+        answer(wire.CRASH, 0.0, _text(f"no process can be made: {error}"))
         return 1
+    begin = time.monotonic()
     try:
         for started in range(1, count + 1):
             answered = True
@@ -174,6 +178,16 @@ def run_group(
         return count
     finally:
         child.end()
+
+
+def _made(make: Callable[[], Child]) -> Child:
+    """A child. A system that is short of processes gets a few seconds, since the tool is not to blame."""
+    for pause in _FORK_PAUSES:
+        try:
+            return make()
+        except OSError:
+            time.sleep(pause)
+    return make()
 
 
 def _text(words: str) -> bytes:

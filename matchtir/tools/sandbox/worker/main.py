@@ -17,7 +17,7 @@ from . import child, confine, landlock, preload, probe, seccomp, wire
 from .channel import Pool, PoolGoneError
 from .children import BrokenFrameError, Child, run_group
 
-_PROBE_SECONDS = 10.0
+_PROBE_SECONDS, _PROBE_BYTES = 10.0, 1 << 16
 _SMALL_CALL = 1 << 16  # bytes; a call that is decoded here, where that costs half of what it costs a child
 
 
@@ -115,7 +115,7 @@ class Worker:
         prober = self._child(work, _PROBE_SECONDS)
         try:
             deadline = time.monotonic() + _PROBE_SECONDS
-            _, payload = prober.frame(self._pool, deadline, self._max_output)
+            _, payload = prober.frame(self._pool, deadline, _PROBE_BYTES)
             possible, memory_holds = json.loads(payload)
         except BrokenFrameError:
             raise RuntimeError(f"the child that tries the sandbox out {prober.fate()[1]}") from None
