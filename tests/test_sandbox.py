@@ -13,12 +13,13 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
 from matchtir.errors import ConfigError, InputError, SandboxError, SandboxWarning
 from matchtir.tools import Call, Result, Sandbox
-from matchtir.tools.sandbox import MODULES
+from matchtir.tools.sandbox import MODULES, process
 from matchtir.tools.sandbox.worker import probe
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox holds on Linux only")
@@ -132,6 +133,22 @@ def test_random_numbers_differ_and_hashes_do_not(box):
     assert len({result.value for result in draws}) == 20
     hashes = box.map([Call("def f(): return hash('text')", "f")] * 20)
     assert len({result.value for result in hashes}) == 1
+
+
+def test_worker_runs_no_hooks_in_its_children():
+    # They would make every child touch a hundred pages more.
+    code = (
+        "import os, sys\n"
+        "sys.path[0] = sys.argv[1]\n"
+        "hooks = []\n"
+        "os.register_at_fork = lambda **hook: hooks.append(hook)\n"
+        "from worker import main\n"
+        "main.preload.preload(['threading'], [])\n"
+        "print(len(hooks), 'threading' in sys.modules)\n"
+    )
+    folder = str(Path(process.__file__).parent)
+    done = subprocess.run([sys.executable, "-S", "-c", code, folder], capture_output=True, text=True)
+    assert done.stdout == "0 True\n", done.stderr
 
 
 # Many calls
@@ -436,37 +453,25 @@ def test_closed_sandbox_runs_nothing():
         os.kill(pid, 0)
 
 
-def test_closing_ends_calls_in_progress():
+SLEEP = "import time\ndef f(): time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [lambda box: box.call(SLEEP, "f"), lambda box: box.map([Call(SLEEP, "f")] * 2)],
+    ids=["call", "map"],
+)
+def test_closing_ends_calls_in_progress_and_those_that_wait(use):
     box = Sandbox(1, timeout=60.0)
     raised = []
 
-    def use() -> None:
+    def try_it() -> None:
         try:
-            box.call("import time\ndef f(): time.sleep(60)", "f")
-        except SandboxError as error:
-            raised.append(str(error))
-
-    threads = [threading.Thread(target=use) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.3)
-    box.close()
-    for thread in threads:
-        thread.join(10)
-    assert raised == ["the sandbox is closed"] * 3
-
-
-def test_closing_ends_calls_that_wait_for_their_turn():
-    box = Sandbox(1, timeout=60.0)
-    raised = []
-
-    def use() -> None:
-        try:
-            box.map([Call("import time\ndef f(): time.sleep(60)", "f")] * 2)
+            use(box)
         except Exception as error:
             raised.append(repr(error))
 
-    threads = [threading.Thread(target=use) for _ in range(3)]
+    threads = [threading.Thread(target=try_it) for _ in range(3)]
     for thread in threads:
         thread.start()
     time.sleep(0.3)

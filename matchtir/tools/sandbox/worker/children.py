@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from . import confine, wire
+from . import confine, preload, wire
 from .channel import Pool
 
 _EXIT_SECONDS = 0.25
 _FORK_PAUSES = (0.05, 0.2, 0.8, 2.0)  # seconds
-_OWN_WORDS = (
-    200  # bytes; what a child says instead of an answer that is too long may be longer than the answer
-)
+_OWN_WORDS = 200  # bytes; what a child says instead of too long an answer may be longer than that is allowed
 _PIPE = 3  # the child's end; below are three descriptors of /dev/null
 _OUT_OF_MEMORY_EXIT, _FAILED_EXIT = 86, 87
 
@@ -48,7 +45,7 @@ class Child:
     def __init__(self, work: Callable[[int], None], lock: Callable[[], None], memory: int) -> None:
         worker = os.getpid()
         self.pipe, far_end = os.pipe()
-        random.seed()  # here and not in the child, where every page that is touched must be copied
+        preload.seed_random()
         try:
             with confine.memory_limit(memory):
                 self.pid = os.fork()

@@ -82,6 +82,14 @@ def _preload(modules: list[str], paths: list[str]) -> dict[str, str]:
     return failed
 
 
+def seed_random() -> None:
+    """Draw a new seed for `random`, before a fork and not in the child, where every page touched is a copy.
+
+    It is not imported by name: that would happen before :func:`preload`, and register its hook.
+    """
+    sys.modules["random"].seed()
+
+
 def _warm(modules: set[str]) -> None:
     """Use what imports or reads files on its first use; zones by name only where `modules` asks for them."""
     sys.modules["datetime"].datetime.strptime("2000-01-01", "%Y-%m-%d")
