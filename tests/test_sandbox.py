@@ -143,7 +143,8 @@ def test_worker_runs_no_hooks_in_its_children():
         "hooks = []\n"
         "os.register_at_fork = lambda **hook: hooks.append(hook)\n"
         "from worker import main\n"
-        "main.preload.preload(['threading'], [])\n"
+        "main.preload.preload_usual()\n"
+        "main.preload.preload_rest(['threading'], [])\n"
         "print(len(hooks), 'threading' in sys.modules)\n"
     )
     folder = str(Path(process.__file__).parent)
@@ -272,7 +273,7 @@ def test_fork_that_fails_is_tried_again(failures, status, monkeypatch):
     from matchtir.tools.sandbox.worker import children
 
     class Answering:
-        def frame(self, pool, deadline, max_output):
+        def frame(self, pool, deadline, max_output, statuses):
             return 0, b"7"
 
         def end(self):
@@ -286,7 +287,7 @@ def test_fork_that_fails_is_tried_again(failures, status, monkeypatch):
 
     monkeypatch.setattr(children, "_FORK_PAUSES", (0.0, 0.0))
     tries, answers = [], []
-    assert children.run_group(make, None, 1, 1.0, 100, lambda *given: answers.append(given)) == 1
+    assert children.run_group(make, None, 1, 1.0, 100, lambda *given: answers.append(given)) == (1, None)
     assert len(tries) == 3
     assert [answer[0] for answer in answers] == [status]
 

@@ -64,6 +64,18 @@ class Pool:
             count -= len(piece)
         return b"".join(pieces)
 
+    def receive_from(self, fd: int, count: int) -> bytes:
+        """Exactly `count` bytes from another descriptor. Raises PoolGoneError, also where that one ends."""
+        pieces = []
+        while count:
+            self.wait(fd)
+            piece = os.read(fd, min(count, 1 << 20))
+            if not piece:
+                raise PoolGoneError
+            pieces.append(piece)
+            count -= len(piece)
+        return b"".join(pieces)
+
     def send(self, data: bytes) -> None:
         """Send all of `data`. Raises PoolGoneError, OSError."""
         view = memoryview(data)

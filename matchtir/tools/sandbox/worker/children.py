@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NoReturn
 
 from . import confine, preload, wire
@@ -16,7 +16,9 @@ from .channel import Pool
 _EXIT_SECONDS = 0.25
 _FORK_PAUSES = (0.05, 0.2, 0.8, 2.0)  # seconds
 _OWN_WORDS = 200  # bytes; what a child says instead of too long an answer may be longer than that is allowed
-_PIPE = 3  # the child's end; below are three descriptors of /dev/null
+PIPE = 3
+"""A child's end of its pipe; below are three descriptors of /dev/null."""
+
 _OUT_OF_MEMORY_EXIT, _FAILED_EXIT = 86, 87
 
 
@@ -73,13 +75,15 @@ class Child:
         self._buffer = whole[count:]
         return whole[:count]
 
-    def frame(self, pool: Pool, deadline: float, max_output: int) -> tuple[int, bytes]:
+    def frame(
+        self, pool: Pool, deadline: float, max_output: int, statuses: Collection[int] = wire.FROM_CHILD
+    ) -> tuple[int, bytes]:
         """Status and payload of the next call. Raises BrokenFrameError, and what :meth:`read` raises."""
         head = self.read(wire.FRAME.size, pool, deadline)
         if len(head) < wire.FRAME.size:
             raise BrokenFrameError
         status, length = wire.FRAME.unpack(head)
-        if status not in wire.FROM_CHILD or length > max(max_output, _OWN_WORDS):
+        if status not in statuses or length > max(max_output, _OWN_WORDS):
             raise BrokenFrameError
         payload = self.read(length, pool, deadline)
         if len(payload) < length:
@@ -121,11 +125,11 @@ class Child:
 def _live(work: Callable[[int], None], lock: Callable[[], None], pipe: int, worker: int) -> NoReturn:
     """The life of a child."""
     try:
-        os.dup2(pipe, _PIPE)
-        os.closerange(_PIPE + 1, confine.DESCRIPTORS)
+        os.dup2(pipe, PIPE)
+        os.closerange(PIPE + 1, confine.DESCRIPTORS)
         confine.die_with_parent(worker)
         lock()
-        work(_PIPE)
+        work(PIPE)
         os._exit(0)
     except MemoryError:
         os._exit(_OUT_OF_MEMORY_EXIT)
@@ -147,19 +151,23 @@ def run_group(
     timeout: float,
     max_output: int,
     answer: Callable[[int, float, bytes], None],
-) -> int:
-    """Have one child run up to `count` calls and answer for each that was started; returns how many were."""
+    statuses: Collection[int] = wire.FROM_CHILD,
+) -> tuple[int, float | None]:
+    """Have one child run up to `count` calls, and answer for each that was started.
+
+    Returns how many were answered for, and None, or the seconds after which the next one said ``ELSEWHERE``.
+    """
     try:
         child = _made(make)
     except OSError as error:
         answer(wire.CRASH, 0.0, _text(f"no process can be made: {error}"))
-        return 1
+        return 1, None
     begin = time.monotonic()
     try:
         for started in range(1, count + 1):
             answered = True
             try:
-                status, payload = child.frame(pool, begin + timeout, max_output)
+                status, payload = child.frame(pool, begin + timeout, max_output, statuses)
             except TimeoutError:
                 answered, status = False, wire.TIMEOUT
                 payload = _text(f"gave no result within {timeout:g} s")
@@ -168,11 +176,13 @@ def run_group(
                 status, words = child.fate()
                 payload = _text(words)
             now = time.monotonic()
+            if status == wire.ELSEWHERE:
+                return started - 1, now - begin
             answer(status, now - begin, payload)
             if not answered:
-                return started
+                return started, None
             begin = now
-        return count
+        return count, None
     finally:
         child.end()
 

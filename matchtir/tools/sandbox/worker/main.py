@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 from . import child, confine, landlock, preload, probe, seccomp, wire
 from .channel import Pool, PoolGoneError
-from .children import BrokenFrameError, Child, run_group
+from .children import PIPE, BrokenFrameError, Child, run_group
+from .reserve import Reserve, Signpost, merged
 
 _PROBE_SECONDS, _PROBE_BYTES = 10.0, 1 << 16
 _SMALL_CALL = 1 << 16  # bytes; a call that is decoded here, where that costs half of what it costs a child
@@ -27,16 +28,48 @@ def main(parent: int) -> NoReturn:
     with contextlib.suppress(OSError, PoolGoneError):
         (length,) = wire.LENGTH.unpack(pool.receive(wire.LENGTH.size))
         settings = json.loads(pool.receive(length))
-        try:
-            worker = Worker(pool, **settings)
-            report = worker.report
-        except Exception as error:  # whatever it is, the pool must hear of it
-            report = {"failed": f"{type(error).__name__}: {error}"}
-        text = json.dumps(report).encode()
-        pool.send(wire.LENGTH.pack(len(text)) + text)
-        if "failed" not in report:
-            worker.serve()
+        serve(pool, lambda: _worker_with_reserve(pool, **settings))
     os._exit(0)
+
+
+def serve(pool: Pool, make: Callable[[], Worker]) -> None:
+    """Make a worker, report on it, and have it serve; returns where it could not be made."""
+    try:
+        worker = make()
+        report = worker.report
+    except Exception as error:  # whatever it is, the pool must hear of it
+        report = {"failed": f"{type(error).__name__}: {error}"}
+    text = json.dumps(report).encode()
+    pool.send(wire.LENGTH.pack(len(text)) + text)
+    if "failed" not in report:
+        worker.serve()
+
+
+def _worker_with_reserve(pool: Pool, *, modules: list[str], paths: list[str], **limits: int) -> Worker:
+    """The worker, which has what tools use often, and its reserve, which has `modules` and all else."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, no child could be waited for
+    confine.limit_descriptors()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+    preload.preload_usual()
+
+    worker_pid = os.getpid()
+
+    def make_reserve(channel: Pool) -> Worker:
+        made = Worker(channel, missing=preload.preload_rest(modules, paths), **limits)
+        confine.die_with_parent(worker_pid)  # after the change of user, which takes this back
+        return made
+
+    def live(channel: Pool) -> None:
+        serve(channel, lambda: make_reserve(channel))
+
+    reserve = Reserve(live, pool)
+    worker = Worker(pool, missing={}, **limits)
+    worker.take(reserve)
+    return worker
 
 
 class Worker:
@@ -46,32 +79,24 @@ class Worker:
     ----------
     pool : Pool
         Whom it serves.
-    modules, paths : list of str
-        What to import besides the usual, and where installed packages are.
+    missing : dict
+        Why modules that were asked for could not be imported.
     memory, max_output : int
         Bytes that a child may take beyond what the worker has; bytes that it may answer.
 
     Attributes
     ----------
     report : dict
-        What was set up and seen to hold, and which modules are missing and why.
+        What was set up and seen to hold, and which modules there are, are missing, and why.
     """
 
-    def __init__(
-        self, pool: Pool, *, modules: list[str], paths: list[str], memory: int, max_output: int
-    ) -> None:
+    def __init__(self, pool: Pool, *, missing: dict[str, str], memory: int, max_output: int) -> None:
         self._pool, self._max_output = pool, max_output
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, no child could be waited for
-        confine.limit_descriptors()
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        os.close(null)
         self._lock: seccomp.Filter | None = None
+        self._reserve: Reserve | None = None
         statm = _open_statm()
-        missing = preload.preload(modules, paths)
         self.report: dict[str, Any] = {"python": sys.version, "missing": missing, **self._confine()}
+        self.report["modules"] = sorted(sys.modules)
         sys.path.clear()
         sys.path_importer_cache.clear()
         gc.collect()
@@ -123,6 +148,16 @@ class Worker:
             prober.end()
         return {"seccomp": bool(self._lock) and not possible, "possible": possible, "memory": memory_holds}
 
+    def take(self, reserve: Reserve) -> None:
+        """Send calls there that import what only it has. Raises RuntimeError if it could not start."""
+        found = reserve.report()
+        if "failed" in found:
+            raise RuntimeError(found["failed"])
+        self._reserve = reserve
+        sys.meta_path.insert(0, Signpost(set(found.pop("modules")) - sys.modules.keys(), PIPE))
+        del self.report["modules"]
+        self.report = merged(self.report, found)
+
     def serve(self) -> NoReturn:
         """Run requests one after the other; raises PoolGoneError or OSError when the pool is gone."""
         while True:
@@ -132,11 +167,11 @@ class Worker:
             self._pool.send(wire.STARTED)
             while calls:
                 held = sum(map(len, calls))
-                started = self._run(calls if shared else calls[:1], timeout, held)
-                calls = calls[started:]
+                answered = self._run(calls if shared else calls[:1], timeout, held)
+                calls = calls[answered:]
 
     def _run(self, calls: list[bytes], timeout: float, held: int) -> int:
-        """Run calls in one child and pass its answers on; returns how many were started.
+        """Run calls in one child, or in the reserve, and pass the answers on; returns how many were answered.
 
         `held` bytes of calls are in memory, and so in the child's.
         """
@@ -148,7 +183,18 @@ class Worker:
         def make() -> Child:
             return self._child(work, timeout * len(calls), held + sum(map(len, calls)))
 
-        return run_group(make, self._pool, len(calls), timeout, self._max_output, self._answer)
+        group = make, self._pool, len(calls), timeout, self._max_output, self._answer
+        if self._reserve is None:
+            return run_group(*group)[0]
+        answered, seconds = 0, 0.0
+        if not self._reserve.needed(decoded):
+            answered, left_after = run_group(*group, (*wire.FROM_CHILD, wire.ELSEWHERE))
+            if left_after is None:
+                return answered
+            seconds = left_after
+            self._reserve.remember(decoded[answered])
+        self._reserve.run(calls[answered:], len(calls) > 1, max(timeout - seconds, 1e-3), self._answer)
+        return len(calls)
 
     def _answer(self, status: int, seconds: float, payload: bytes) -> None:
         """Send one call's result to the pool."""

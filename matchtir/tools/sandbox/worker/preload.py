@@ -28,23 +28,39 @@ MODULES = (
     ),
     *("re", "statistics", "string", "textwrap", "time", "typing", "unicodedata"),
 )
-"""Modules of the standard library that every tool finds. Each makes every fork a little slower."""
+"""Modules of the standard library that every tool finds."""
+
+_RARE = {"dataclasses", "decimal", "fractions", "numbers", "statistics"}
+"""Those of them that only the reserve has: they are large, and few tools use them."""
 
 OPTIONAL_MODULES = ("dateutil", "dateutil.parser", "dateutil.relativedelta", "dateutil.tz", "pytz")
 """Modules that a tool finds if they are installed."""
 
+_USUAL_ENCODINGS = ("ascii", "latin-1", "utf-8")
 _ENCODINGS = (
-    *("ascii", "latin-1", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"),
+    *("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"),
     *("iso8859-15", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "base64", "hex", "rot13"),
 )
 
 _kept: list[Any] = []  # zones; zoneinfo itself forgets them
 
 
-def preload(modules: list[str], paths: list[str]) -> dict[str, str]:
-    """Import the modules, looking in `paths` too; returns why each one that failed did."""
+def preload_usual() -> None:
+    """Import what tools use often: what every fork pays for."""
     with _without_fork_hooks():
-        return _preload(modules, paths)
+        for name in MODULES:
+            if name not in _RARE:
+                importlib.import_module(name)
+        sys.modules["datetime"].datetime.strptime("2000-01-01", "%Y-%m-%d")
+        sys.modules["time"].localtime()
+        for name in _USUAL_ENCODINGS:
+            codecs.lookup(name)
+
+
+def preload_rest(modules: list[str], paths: list[str]) -> dict[str, str]:
+    """Import all else, `modules` too, looking in `paths`; returns why each of `modules` that failed did."""
+    with _without_fork_hooks():
+        return _preload_rest(modules, paths)
 
 
 @contextlib.contextmanager
@@ -62,9 +78,9 @@ def _without_fork_hooks() -> Iterator[None]:
         os.register_at_fork = register
 
 
-def _preload(modules: list[str], paths: list[str]) -> dict[str, str]:
+def _preload_rest(modules: list[str], paths: list[str]) -> dict[str, str]:
     """Import the modules; returns why each one that failed did."""
-    for name in MODULES:
+    for name in _RARE:
         importlib.import_module(name)
     before = list(sys.path)
     sys.path.extend(paths)
@@ -85,15 +101,13 @@ def _preload(modules: list[str], paths: list[str]) -> dict[str, str]:
 def seed_random() -> None:
     """Draw a new seed for `random`, before a fork and not in the child, where every page touched is a copy.
 
-    It is not imported by name: that would happen before :func:`preload`, and register its hook.
+    It is not imported by name: that would happen before :func:`preload_usual`, and register its hook.
     """
     sys.modules["random"].seed()
 
 
 def _warm(modules: set[str]) -> None:
     """Use what imports or reads files on its first use; zones by name only where `modules` asks for them."""
-    sys.modules["datetime"].datetime.strptime("2000-01-01", "%Y-%m-%d")
-    sys.modules["time"].localtime()
     for name in _ENCODINGS:
         codecs.lookup(name)
     if "pytz" in sys.modules:

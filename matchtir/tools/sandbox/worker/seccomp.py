@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 import sys
 from collections.abc import Iterable, Mapping
@@ -166,7 +165,7 @@ class Filter:
     """A filter, ready to be installed in this process and, after a fork, in a child."""
 
     def __init__(self, allowed: Iterable[str], machine: str | None = None) -> None:
-        machine = machine or platform.machine()
+        machine = machine or os.uname().machine
         if sys.platform != "linux" or machine not in MACHINES:
             raise UnknownMachineError(
                 f"no filter for {sys.platform} on {machine}; known: {', '.join(MACHINES)}"

@@ -24,6 +24,9 @@ OK, ERROR, TIMEOUT, MEMORY, CRASH, OUTPUT = range(6)
 FROM_CHILD = (OK, ERROR, MEMORY, OUTPUT)
 """What a child may say of itself; the others are found out about it."""
 
+ELSEWHERE = 6
+"""What a child of a worker that has a reserve may say besides: that its call belongs there."""
+
 
 def pack_request(calls: list[bytes], shared: bool, timeout: float) -> bytes:
     """A request as it is sent."""
