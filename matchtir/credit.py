@@ -8,10 +8,9 @@ composes. ``docs/advantages.md`` has the formulas and what each choice costs.
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -20,6 +19,7 @@ import numpy as np
 from . import advantages as adv
 from .advantages import Baseline, Integration
 from .baselines import ftrl_rewards, toolrl_rewards
+from .config import Number, check_fields, from_dict
 from .errors import ConfigError, InputError, MatchtirError
 from .matching import Cost, Matching, match
 from .parse import trajectory_from_row
@@ -39,15 +39,14 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "baseline": get_args(Baseline),
     "reward": get_args(Reward),
 }
-# Field: its kind, what is allowed in words, and the test of it, which NaN fails.
-_NUMBERS: dict[str, tuple[type[Any], str, Callable[[Any], bool]]] = {
-    "penalty": (Real, "a finite number, 0 or more (1e100 at most)", lambda x: 0 <= x <= LARGEST_REWARD),
-    "reg": (Real, "a finite number above 0 (1e-290 or more)", lambda x: 1e-290 <= x < math.inf),
-    "tol": (Real, "a finite number above 0", lambda x: 0 < x < math.inf),
-    "max_iter": (Integral, "a whole number, 1 or more (2^62 at most)", lambda x: 1 <= x <= 2**62),
-    "gamma": (Real, "a number in [0, 1]", lambda x: 0 <= x <= 1),
-    "eps": (Real, "a finite number above 0", lambda x: 0 < x < math.inf),
-    "num_threads": (Integral, "None or a whole number, 1 or more", lambda x: x >= 1),
+_NUMBERS = {
+    "penalty": Number(Real, "a finite number, 0 or more (1e100 at most)", lambda x: 0 <= x <= LARGEST_REWARD),
+    "reg": Number(Real, "a finite number above 0 (1e-290 or more)", lambda x: 1e-290 <= x < math.inf),
+    "tol": Number(Real, "a finite number above 0", lambda x: 0 < x < math.inf),
+    "max_iter": Number(Integral, "a whole number, 1 or more (2^62 at most)", lambda x: 1 <= x <= 2**62),
+    "gamma": Number(Real, "a number in [0, 1]", lambda x: 0 <= x <= 1),
+    "eps": Number(Real, "a finite number above 0", lambda x: 0 < x < math.inf),
+    "num_threads": Number(Integral, "None or a whole number, 1 or more", lambda x: x >= 1, optional=True),
 }
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -115,17 +114,7 @@ class CreditConfig:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if not isinstance(value, str) or value not in choices:
-                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
-        for name, (kind, expected, allowed) in _NUMBERS.items():
-            value = getattr(self, name)
-            if value is None and name == "num_threads":
-                continue
-            if isinstance(value, bool) or not isinstance(value, kind) or not allowed(value):
-                raise ConfigError(f"{name} is {value!r}; expected {expected}")
-            object.__setattr__(self, name, int(value) if kind is Integral else float(value))
+        check_fields(self, _CHOICES, _NUMBERS)
         if not isinstance(self.normalize_std, bool):
             raise ConfigError(f"normalize_std is {self.normalize_std!r}; expected True or False")
         if self.reward != "matchtir" and self.integration not in ("auto", "trajectory"):
@@ -166,13 +155,7 @@ class CreditConfig:
 
         Raises ConfigError if a name is unknown (with the nearest one) or a value impossible.
         """
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise ConfigError(f"unknown setting {name!r}; {hint}")
-        return cls(**values)
+        return from_dict(cls, values)
 
 
 def assign_credit(
