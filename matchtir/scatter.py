@@ -9,7 +9,9 @@ import numpy.typing as npt
 
 from .errors import InputError
 from .ops import scatter as _scatter
-from .types import Array, IntArray, Ragged
+from .ops import scatter_tensor
+from .ops._spans import check_spans
+from .types import Array, IntArray, Ragged, spans_of_turns
 
 if TYPE_CHECKING:
     import torch
@@ -65,24 +67,6 @@ def spans_from_mask(mask: npt.ArrayLike | torch.Tensor) -> Ragged:
     return Ragged.from_lengths(spans, np.bincount(rows, minlength=own.shape[0]))
 
 
-def _check_spans(spans: Ragged, turns: Ragged) -> IntArray:
-    """Spans as int64 (N, 2), one a turn."""
-    values = np.asarray(spans.values)
-    if values.dtype.kind not in "iu" or values.ndim != 2 or values.shape[1] != 2:
-        if values.size:
-            raise InputError(f"spans have shape {values.shape} of {values.dtype}; expected integers (N, 2)")
-        values = np.empty((0, 2), dtype=np.int64)
-    if len(spans) != len(turns):
-        raise InputError(f"spans of {len(spans)} rollouts but turns of {len(turns)}")
-    wrong = spans.lengths != turns.lengths
-    if wrong.any():
-        b = int(np.argmax(wrong))
-        raise InputError(
-            f"rollout {b} has {spans.lengths[b]} spans but {turns.lengths[b]} turns; expected one span a turn"
-        )
-    return np.ascontiguousarray(values, dtype=np.int64)
-
-
 def scatter(
     turn_values: Ragged,
     spans: Ragged,
@@ -103,8 +87,9 @@ def scatter(
         empty range is a turn without tokens.
     shape : (B, T)
         Shape of the result; not needed with `out`.
-    out : ndarray or CPU tensor of a floating type of 2, 4 or 8 bytes, shape (B, T), optional
-        Overwritten whole and returned; its rows must be contiguous. bfloat16 tensors too.
+    out : ndarray or tensor of a floating type of 2, 4 or 8 bytes, shape (B, T), optional
+        Overwritten whole and returned; its rows must be contiguous. bfloat16 tensors too. On a GPU the
+        turns are copied to it; :func:`matchtir.ops.scatter_tensor` takes turns that are there.
     dtype : dtype
         Of the result, without `out`.
     num_threads : int, optional
@@ -128,7 +113,7 @@ def scatter(
     >>> scatter(turns, spans, (2, 5)).tolist()
     [[0.0, 1.0, 1.0, 0.0, -2.0], [0.5, 0.5, 0.0, 0.0, 0.0]]
     """
-    checked = _check_spans(spans, turn_values)
+    checked = spans_of_turns(spans, turn_values)
     if turn_values.values.ndim != 1:
         raise InputError(f"turn_values have shape {turn_values.values.shape}; expected one value a turn")
     if out is None:
@@ -139,33 +124,36 @@ def scatter(
         result: Any = np.empty(shape, dtype=dtype)
     else:
         if not _is_torch(out) and not isinstance(out, np.ndarray):
-            raise InputError(f"out is a {type(out).__name__}; expected an array or a CPU tensor")
+            raise InputError(f"out is a {type(out).__name__}; expected an array or a tensor")
         result = out
         if shape is not None and tuple(out.shape) != tuple(shape):
             raise InputError(f"out has shape {tuple(out.shape)}; expected {tuple(shape)}")
     if len(result.shape) != 2 or result.shape[0] != len(turn_values):
         raise InputError(f"the result has shape {tuple(result.shape)}; expected ({len(turn_values)}, T)")
-    values, target = (_torch_bits if _is_torch(result) else _numpy_bits)(turn_values.values, result)
-    _scatter(values, checked, turn_values.offsets, target, num_threads=num_threads)
+    if _is_torch(result):
+        _scatter_torch(turn_values, checked, result, num_threads)
+    else:
+        values = _numpy_values(turn_values.values, result)
+        _scatter(values, checked, turn_values.offsets, result, num_threads=num_threads)
     return result  # type: ignore[no-any-return]
 
 
-def _numpy_bits(values: Array, out: Array) -> tuple[Array, Array]:
-    """Values in the dtype of `out`, and `out` itself."""
+def _numpy_values(values: Array, out: Array) -> Array:
+    """Values in the dtype of `out`, which is refused where it cannot be written."""
     if out.dtype.kind != "f" or out.dtype.itemsize not in (2, 4, 8) or not out.dtype.isnative:
         raise InputError(f"out is {out.dtype}; expected a native floating type of 2, 4 or 8 bytes")
     if not out.flags.writeable:
         raise InputError("out is read-only")
-    return np.ascontiguousarray(values, dtype=out.dtype), out
+    return np.ascontiguousarray(values, dtype=out.dtype)
 
 
-def _torch_bits(values: Array, out: torch.Tensor) -> tuple[Array, Array]:
-    """Values rounded to the tensor's dtype, and the tensor's memory, both as integers of its size."""
+def _scatter_torch(turns: Ragged, spans: IntArray, out: torch.Tensor, num_threads: int | None) -> None:
+    """Write turns and their spans (N, 2) to a tensor, on its device."""
     import torch
 
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    if out.device.type != "cpu" or not out.is_floating_point() or out.dtype.itemsize not in integers:
-        raise InputError(f"out is a {out.dtype} tensor on {out.device}; expected a floating CPU tensor")
-    integer = integers[out.dtype.itemsize]
-    rounded = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).to(out.dtype)
-    return rounded.view(integer).numpy(), out.detach().view(integer).numpy()
+    values = np.ascontiguousarray(turns.values, dtype=np.float64)
+    if out.device.type != "cpu":
+        # Here they are at hand; on a device the op would wait for them.
+        check_spans(spans, turns.offsets, np.full(len(out), out.shape[1]))
+    here, ranges, offsets = (torch.from_numpy(x).to(out.device) for x in (values, spans, turns.offsets))
+    scatter_tensor(here, ranges, offsets, out, num_threads=num_threads)

@@ -254,6 +254,30 @@ class Ragged:
         return [x.tolist() for x in self]
 
 
+def spans_of_turns(spans: Ragged, turns: Ragged) -> IntArray:
+    """Token spans as int64 (N, 2), one for each entry of `turns`. Where they lie is not looked at.
+
+    Raises InputError, with the rollout, where spans and turns do not belong together.
+    """
+    for name, given in (("spans", spans), ("turns", turns)):
+        if not isinstance(given, Ragged):
+            raise InputError(f"{name} is a {type(given).__name__}; expected a Ragged with one entry a turn")
+    values = np.asarray(spans.values)
+    if values.dtype.kind not in "iu" or values.ndim != 2 or values.shape[1] != 2:
+        if values.size:
+            raise InputError(f"spans have shape {values.shape} of {values.dtype}; expected integers (N, 2)")
+        values = np.empty((0, 2), dtype=np.int64)
+    if len(spans) != len(turns):
+        raise InputError(f"spans of {len(spans)} rollouts but turns of {len(turns)}")
+    wrong = spans.lengths != turns.lengths
+    if wrong.any():
+        b = int(np.argmax(wrong))
+        raise InputError(
+            f"rollout {b} has {spans.lengths[b]} spans but {turns.lengths[b]} turns; expected one span a turn"
+        )
+    return np.ascontiguousarray(values, dtype=np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class RaggedMatrix:
     """A ragged batch of matrices, row-major, one after the other.

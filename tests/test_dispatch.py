@@ -15,6 +15,7 @@ from matchtir import BackendError, ConfigError, RaggedMatrix, ops
 from matchtir.ops import _dispatch, hungarian
 
 OPS = ["hungarian", "sinkhorn", "similarity", "scatter"]
+KERNELS = ["returns", "policy_loss", "logprobs"]  # of tensors
 PROBLEM = "RaggedMatrix.from_blocks([[[0.9, 0.8], [0.8, 0.1]]])"
 
 # An installation without the core: its import fails as it does where nothing was compiled.
@@ -96,30 +97,54 @@ def test_backend_empty_variable_is_none(problem, spied, monkeypatch):
 
 @pytest.mark.parametrize("op", OPS)
 def test_backend_unknown_is_refused(op, monkeypatch):
-    expected = rf"op {op} has no backend 'cuda'; expected one of \['native', 'reference'\]"
+    expected = rf"op {op} has no backend 'cuda'; expected one of \[('triton', )?'native', 'reference'\]"
     with pytest.raises(ConfigError, match=expected):
         _dispatch.load(op, "cuda")
-    monkeypatch.setenv("MATCHTIR_BACKEND", "cuda")
-    with pytest.raises(ConfigError, match=expected):
+    monkeypatch.setenv("MATCHTIR_BACKEND", "reference,cuda")
+    with pytest.raises(ConfigError, match=r"names the backend 'cuda'; expected names of \['native', 'ref"):
         _dispatch.load(op)
 
 
 def test_backend_is_forced_in_a_fresh_process():
     code = "from matchtir import ops; print(sorted({x['active'] for x in ops.backends().values()}))"
-    assert output(code) == "['native']"
+    assert output(code) == "['native', 'numba']"
+    assert output(code, MATCHTIR_BACKEND="native") == "['native', 'numba']"
+    assert output(code, MATCHTIR_BACKEND="native,reference") == "['native', 'reference']"
     assert output(code, MATCHTIR_BACKEND="reference") == "['reference']"
+    assert output(code, MATCHTIR_BACKEND="reference, native") == "['reference']"
     done = python(code, MATCHTIR_BACKEND="fpga")
     assert done.returncode == 1
-    assert "ConfigError: op hungarian has no backend 'fpga'" in done.stderr
+    assert "ConfigError: MATCHTIR_BACKEND names the backend 'fpga'; expected names of" in done.stderr
 
 
 def test_backends_lists_every_op(monkeypatch):
     monkeypatch.delenv("MATCHTIR_BACKEND", raising=False)
-    assert ops.backends() == {op: {"available": ["native", "reference"], "active": "native"} for op in OPS}
+    pytest.importorskip("triton")
+    pytest.importorskip("numba")
+    found = ops.backends()
+    core = {"available": ["native", "reference"], "active": "native"}
+    assert [found[op] for op in OPS] == [core] * 3 + [{**core, "available": ["triton", *core["available"]]}]
+    kernel = {"available": ["triton", "numba", "reference"], "active": "numba"}
+    assert [found[op] for op in KERNELS] == [kernel] * 3
+    assert {x["active"] for x in ops.backends("cuda").values()} == {"reference", "triton"}
     monkeypatch.setenv("MATCHTIR_BACKEND", "reference")
     assert {x["active"] for x in ops.backends().values()} == {"reference"}
     folders = {x.name for x in Path(ops.__file__).parent.iterdir() if (x / "reference.py").exists()}
-    assert folders == set(OPS)
+    assert folders == {*OPS, *KERNELS} == set(_dispatch.BACKENDS)
+
+
+def test_backend_must_run_where_the_data_is(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.delenv("MATCHTIR_BACKEND", raising=False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    hint = "op scatter does not take data on cpu; TRITON_INTERPRET=1 interprets it, slowly"
+    with pytest.raises(BackendError, match=hint):
+        _dispatch.load("scatter", "triton")
+    with pytest.raises(BackendError, match=r"'native' of op scatter does not take data on cuda$"):
+        _dispatch.load("scatter", "native", "cuda")
+    assert _dispatch.load("scatter", device="cuda") is _dispatch.load("scatter", "triton", "cuda")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert _dispatch.load("scatter", "triton") is _dispatch.load("scatter", "triton", "cuda")
 
 
 # Without the core
@@ -138,12 +163,12 @@ def test_missing_core_falls_back_and_says_so_once():
         f"for _ in range(2): mt.match({PROBLEM}, matching='sinkhorn')\n"
         "gold = (mt.ToolCall('f', {'x': [1]}),)\n"
         "for _ in range(2): print(mt.similarity([gold], [gold])[0].tolist())\n"
-        "print(ops.backends()['scatter'])\n"
+        "print(ops.backends()['scatter']['active'])\n"
         "print(sorted(seen))\n"
     )
     lines = output(code).splitlines()
     assert lines[:5] == ["[[1, 0]]"] * 3 + ["[[1.0]]"] * 2
-    assert lines[5] == "{'available': ['reference'], 'active': 'reference'}"
+    assert lines[5] == "reference"
     messages = [
         ("WARNING", f"op {op} runs on backend 'reference' of ('native', 'reference')") for op in sorted(OPS)
     ]

@@ -16,7 +16,10 @@ from rich.table import Table
 from ..errors import MatchtirError
 from ..tools import Sandbox
 
-OPTIONAL_PACKAGES = ("torch", "pyarrow", "json-repair", "rich", "scipy", "transformers", "renderers")
+OPTIONAL_PACKAGES = (
+    *("torch", "triton", "numba", "pyarrow", "json-repair"),
+    *("rich", "scipy", "transformers", "renderers"),
+)
 NOT_INSTALLED = "not installed, running from the sources"
 _BUILD_HINT = "not built: run `pip install .` (or `pip install -e .`) with a C++20 compiler"
 
@@ -24,8 +27,8 @@ _BUILD_HINT = "not built: run `pip install .` (or `pip install -e .`) with a C++
 def describe() -> dict[str, Any]:
     """Version, interpreter, compiled core, backends, threads, sandbox and optional packages, as JSON values.
 
-    Nothing heavy is imported: packages are looked up by their metadata. The sandbox is started, to see which
-    of its layers hold here.
+    Backends are loaded and the sandbox is started, to see what works here; packages are looked up by their
+    metadata.
     """
     return {
         "matchtir": version("matchtir") or NOT_INSTALLED,
