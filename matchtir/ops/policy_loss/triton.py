@@ -19,7 +19,7 @@ from .segments import COLUMNS, Layout, reduce_columns, turns_of_blocks
 BLOCK = 512
 """Tokens of a program: four a thread, a load of 16 bytes each; with eight some kernels spill registers."""
 
-_WARPS = 4
+WARPS = 4
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -176,7 +176,7 @@ def tokens(
         logps if rollout_logps is None else rollout_logps, place.bounds, table.to(sums.dtype), first, last,
         _cap(rollout_cap, logps), grad, sums, total, PER_TOKEN=per_token, KL=kind,
         KL_GRAD=kl_grad and kind > 0, ROLLOUT=rollout_logps is not None, GRAD=grad.numel() > 0, BLOCK=BLOCK,
-        COLUMNS=COLUMNS, num_warps=_WARPS,
+        COLUMNS=COLUMNS, num_warps=WARPS,
     )  # fmt: skip
     return reduce_columns(sums)
 
@@ -195,7 +195,7 @@ def turn_sums(
     if turns:
         turn_kernel[(turns,)](
             logps, old_logps, logps if rollout_logps is None else rollout_logps, place.bounds,
-            _cap(rollout_cap, logps), sums, ROLLOUT=rollout_logps is not None, BLOCK=BLOCK, num_warps=_WARPS,
+            _cap(rollout_cap, logps), sums, ROLLOUT=rollout_logps is not None, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
     return sums
 
@@ -205,7 +205,7 @@ def scale(grad: Tensor, factor: Tensor) -> Tensor:
     out = torch.empty_like(grad)
     if grad.numel():
         blocks = triton.cdiv(grad.numel(), BLOCK)
-        scale_kernel[(blocks,)](grad, factor, out, grad.numel(), BLOCK=BLOCK, num_warps=_WARPS)
+        scale_kernel[(blocks,)](grad, factor, out, grad.numel(), BLOCK=BLOCK, num_warps=WARPS)
     return out
 
 
