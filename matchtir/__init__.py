@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from .credit import CreditConfig, assign_credit
 from .errors import BackendError, ConfigError, ConvergenceWarning, InputError, MatchtirError, RowError
+from .loss import LossConfig, ModelOutputs, policy_loss, token_logps
 from .matching import match
 from .parse import parse_messages, parse_turn, trajectory_from_row
 from .scatter import scatter, spans_from_mask
@@ -32,7 +33,9 @@ __all__ = [
     "Credit",
     "CreditConfig",
     "InputError",
+    "LossConfig",
     "MatchtirError",
+    "ModelOutputs",
     "Ragged",
     "RaggedMatrix",
     "RowError",
@@ -43,8 +46,10 @@ __all__ = [
     "match",
     "parse_messages",
     "parse_turn",
+    "policy_loss",
     "scatter",
     "similarity",
     "spans_from_mask",
+    "token_logps",
     "trajectory_from_row",
 ]

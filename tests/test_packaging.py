@@ -229,7 +229,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/sandbox.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/loss.md", "docs/sandbox.md"])
 def test_example_prints_what_it_shows(document: str) -> None:
     text = (ROOT / document).read_text()
     ((code, shown),) = re.findall(
