@@ -15,67 +15,39 @@ if __name__ == "__main__":
         os.environ[f"POT_BACKEND_DISABLE_{_library}"] = "1"
 
 import argparse
-import platform
-import subprocess
-from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cases import CASES
+from cases.assignment import hungarian_sweep, hungarian_w1, hungarian_w2, hungarian_w3
+from cases.batch import full, scatter_full, threads
+from cases.loss import logprobs, policy_loss, returns_scatter
+from cases.sandbox import hostile, memory, throughput
+from cases.similarity import similarity_w1tool
+from cases.transport import sinkhorn_small_reg, sinkhorn_w1
 from checks import WrongAnswerError
+from environment import environment
 from timing import Row, table, write_json
 
-import matchtir
 from matchtir.ops import _dispatch
 
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _commit() -> str:
-    """Commit of the checkout, and whether files differ from it."""
-
-    def git(*words: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
-
-    try:
-        changed = " with changes" if git("status", "--porcelain").strip() else ""
-        return git("rev-parse", "HEAD").strip() + changed
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def environment(smoke: bool) -> list[Row]:
-    """Rows that say where and with what the numbers were made."""
-    from matchtir import _core
-
-    info = _core.build_info()
-    facts = {
-        "processor": _processor(),
-        "cores": str(os.cpu_count()),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: _version(name) for name in ("numpy", "scipy", "POT", "lapx")},
-        "matchtir": f"{matchtir.__version__}, {info['compiler']}, simd {info['simd_active']}",
-        "commit": _commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "sizes": "smoke: tiny slices, times mean nothing" if smoke else "full",
-    }
-    return [Row("environment", name, value, unit="") for name, value in facts.items()]
+CASES: dict[str, Callable[[bool], list[Row]]] = {
+    "hungarian-w1": hungarian_w1,
+    "hungarian-w2": hungarian_w2,
+    "hungarian-w3": hungarian_w3,
+    "hungarian-sweep": hungarian_sweep,
+    "sinkhorn-w1": sinkhorn_w1,
+    "sinkhorn-small-reg": sinkhorn_small_reg,
+    "similarity-w1tool": similarity_w1tool,
+    "scatter-full": scatter_full,
+    "full": full,
+    "threads": threads,
+    "policy-loss": policy_loss,
+    "logprobs": logprobs,
+    "returns-scatter": returns_scatter,
+    "sandbox": throughput,
+    "sandbox-hostile": hostile,
+    "sandbox-memory": memory,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(CASES), help=", ".join(CASES))
     parser.add_argument("--smoke", action="store_true", help="tiny slices: answers only, no time is judged")
     options = parser.parse_args(arguments)
-    slow = [op for op in _dispatch.BACKENDS if not _dispatch.load(op).__name__.endswith(".native")]
+    native = [op for op, names in _dispatch.BACKENDS.items() if "native" in names]
+    slow = [op for op in native if not _dispatch.load(op).__name__.endswith(".native")]
     if slow:
         print(f"bench: {', '.join(slow)} would not run on the compiled core", file=sys.stderr)
         return 1

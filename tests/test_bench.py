@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +22,6 @@ import peers
 import run
 import timing
 import workloads
-from cases import CASES
 from cases.assignment import check_lapx, check_weights, weights
 from cases.batch import check_credit
 from cases.transport import check_plans
@@ -195,7 +195,7 @@ def test_run_stops_on_a_wrong_answer(
     def wrong(smoke: bool) -> list[timing.Row]:
         raise WrongAnswerError("two is not three")
 
-    monkeypatch.setitem(CASES, "threads", wrong)
+    monkeypatch.setitem(run.CASES, "threads", wrong)
     path = tmp_path / "result.json"
     assert run.main(["--only", "threads", "--json", str(path)]) == 1
     assert "threads: wrong answer: two is not three" in capsys.readouterr().err
@@ -214,7 +214,7 @@ def test_smoke_run_writes_table_and_json(capsys: pytest.CaptureFixture[str], tmp
         assert {"case", "metric", "value", "target", "aim", "unit", "quantiles"} <= row.keys()
         assert isinstance(row["value"], str if row["case"] == "environment" else (int, float))
     assert len({(row["case"], row["metric"]) for row in rows}) == len(rows)
-    assert sum(row["target"] is not None for row in rows) == 20
+    assert sum(row["target"] is not None for row in rows) == 25
     for name in (
         "hungarian W1",
         "hungarian W2",
@@ -223,11 +223,34 @@ def test_smoke_run_writes_table_and_json(capsys: pytest.CaptureFixture[str], tmp
         "similarity",
         "scatter",
         "Full",
+        "policy loss",
+        "logprobs",
+        "returns and scatter",
         "sandbox",
         "sandbox, hostile",
         "sandbox, memory",
     ):
         assert any(row["case"].startswith(name) and row["target"] is not None for row in rows)
+
+
+def test_gpu_benchmark_gives_right_answers_on_tiny_inputs() -> None:
+    program = Path(run.__file__).with_name("gpu.py")
+    done = subprocess.run([sys.executable, program, "--smoke"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("copy", "scatter, 4 × 256 bfloat16", "policy loss and gradient", "time, of TRL's way"):
+        assert f"\n  {name}" in done.stdout
+
+
+def test_gpu_benchmark_stops_at_a_wrong_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import gpu
+
+    right = gpu.eager_policy_loss
+    monkeypatch.setattr(gpu, "eager_policy_loss", lambda *arguments: 1.001 * right(*arguments))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--smoke"])
+    assert gpu.main() == 1
+    assert "wrong answer: gradients of the policy loss differ by" in capsys.readouterr().err
 
 
 def test_interleave_takes_turns() -> None:
