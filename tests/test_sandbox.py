@@ -143,7 +143,7 @@ def test_worker_runs_no_hooks_in_its_children():
         "hooks = []\n"
         "os.register_at_fork = lambda **hook: hooks.append(hook)\n"
         "from worker import main\n"
-        "main.preload.preload_usual()\n"
+        "main.preload.preload_usual([])\n"
         "main.preload.preload_rest(['threading'], [])\n"
         "print(len(hooks), 'threading' in sys.modules)\n"
     )

@@ -19,7 +19,9 @@ from .records import STATUSES, Result, Status
 from .worker import wire
 
 _START_SECONDS = 60.0
-_GRACE_SECONDS = 5.0
+_GRACE_SECONDS = (
+    8.0  # twice what a worker and its reserve wait where the system is short of processes, and more
+)
 _WORKER_LOOKS_UP_SECONDS = 1.0
 _TIMEVAL = struct.Struct("@ll")
 _SURROGATE_ESCAPES = (b"\\ud", b"\\uD")

@@ -69,7 +69,10 @@ class Pool:
         pieces = []
         while count:
             self.wait(fd)
-            piece = os.read(fd, min(count, 1 << 20))
+            try:
+                piece = os.read(fd, min(count, 1 << 20))
+            except ConnectionResetError:
+                piece = b""
             if not piece:
                 raise PoolGoneError
             pieces.append(piece)
@@ -78,9 +81,13 @@ class Pool:
 
     def send(self, data: bytes) -> None:
         """Send all of `data`. Raises PoolGoneError, OSError."""
+        self.send_to(self.channel, data)
+
+    def send_to(self, fd: int, data: bytes) -> None:
+        """Send all of `data` to another socket that gives up after a while. Raises PoolGoneError, OSError."""
         view = memoryview(data)
         while view:
             try:
-                view = view[os.write(self.channel, view) :]
+                view = view[os.write(fd, view) :]
             except BlockingIOError:
                 self.check()

@@ -152,17 +152,19 @@ def run_group(
     max_output: int,
     answer: Callable[[int, float, bytes], None],
     statuses: Collection[int] = wire.FROM_CHILD,
+    used: float = 0.0,
 ) -> tuple[int, float | None]:
     """Have one child run up to `count` calls, and answer for each that was started.
 
-    Returns how many were answered for, and None, or the seconds after which the next one said ``ELSEWHERE``.
+    Of the first one's time `used` seconds are over already. Returns how many calls were answered for, and
+    None, or the seconds after which the next one said ``ELSEWHERE``.
     """
     try:
         child = _made(make)
     except OSError as error:
         answer(wire.CRASH, 0.0, _text(f"no process can be made: {error}"))
         return 1, None
-    begin = time.monotonic()
+    begin = time.monotonic() - used
     try:
         for started in range(1, count + 1):
             answered = True

@@ -19,6 +19,7 @@ from .children import PIPE, BrokenFrameError, Child, run_group
 from .reserve import Reserve, Signpost, merged
 
 _PROBE_SECONDS, _PROBE_BYTES = 10.0, 1 << 16
+_IMPORT_SECONDS = 60
 _SMALL_CALL = 1 << 16  # bytes; a call that is decoded here, where that costs half of what it costs a child
 
 
@@ -37,6 +38,8 @@ def serve(pool: Pool, make: Callable[[], Worker]) -> None:
     try:
         worker = make()
         report = worker.report
+    except PoolGoneError:
+        raise
     except Exception as error:  # whatever it is, the pool must hear of it
         report = {"failed": f"{type(error).__name__}: {error}"}
     text = json.dumps(report).encode()
@@ -54,13 +57,17 @@ def _worker_with_reserve(pool: Pool, *, modules: list[str], paths: list[str], **
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
-    preload.preload_usual()
-
+    preload.preload_usual(modules)
     worker_pid = os.getpid()
 
     def make_reserve(channel: Pool) -> Worker:
-        made = Worker(channel, missing=preload.preload_rest(modules, paths), **limits)
-        confine.die_with_parent(worker_pid)  # after the change of user, which takes this back
+        signal.alarm(_IMPORT_SECONDS)  # a module that never ends its import must not outlive the trainer
+        missing = preload.preload_rest(modules, paths)
+        signal.alarm(0)
+        made = Worker(channel, missing=missing, **limits)
+        # After the change of user, which takes this back. Where Landlock keeps the signal from it, the end of
+        # its channel tells the reserve that the worker is gone.
+        confine.die_with_parent(worker_pid)
         return made
 
     def live(channel: Pool) -> None:
@@ -161,19 +168,21 @@ class Worker:
     def serve(self) -> NoReturn:
         """Run requests one after the other; raises PoolGoneError or OSError when the pool is gone."""
         while True:
-            count, shared, timeout = wire.HEADER.unpack(self._pool.receive(wire.HEADER.size))
+            count, shared, timeout, used = wire.HEADER.unpack(self._pool.receive(wire.HEADER.size))
             lengths = self._pool.receive(wire.LENGTH.size * count)
             calls = [self._pool.receive(n) for (n,) in wire.LENGTH.iter_unpack(lengths)]
+            if self._reserve is not None:
+                self._reserve.check()  # before anything starts, since the pool can send that elsewhere
             self._pool.send(wire.STARTED)
             while calls:
                 held = sum(map(len, calls))
-                answered = self._run(calls if shared else calls[:1], timeout, held)
-                calls = calls[answered:]
+                answered = self._run(calls if shared else calls[:1], timeout, used, held)
+                calls, used = calls[answered:], 0.0
 
-    def _run(self, calls: list[bytes], timeout: float, held: int) -> int:
+    def _run(self, calls: list[bytes], timeout: float, used: float, held: int) -> int:
         """Run calls in one child, or in the reserve, and pass the answers on; returns how many were answered.
 
-        `held` bytes of calls are in memory, and so in the child's.
+        The first has used some of its time. `held` bytes of calls are in memory, and so in the child's.
         """
         decoded = [_decoded(call) for call in calls]
 
@@ -185,7 +194,7 @@ class Worker:
 
         group = make, self._pool, len(calls), timeout, self._max_output, self._answer
         if self._reserve is None:
-            return run_group(*group)[0]
+            return run_group(*group, used=used)[0]
         answered, seconds = 0, 0.0
         if not self._reserve.needed(decoded):
             answered, left_after = run_group(*group, (*wire.FROM_CHILD, wire.ELSEWHERE))
@@ -193,7 +202,8 @@ class Worker:
                 return answered
             seconds = left_after
             self._reserve.remember(decoded[answered])
-        self._reserve.run(calls[answered:], len(calls) > 1, max(timeout - seconds, 1e-3), self._answer)
+        request = wire.pack_request(calls[answered:], len(calls) > 1, timeout, seconds)
+        self._reserve.run(request, len(calls) - answered, self._answer)
         return len(calls)
 
     def _answer(self, status: int, seconds: float, payload: bytes) -> None:

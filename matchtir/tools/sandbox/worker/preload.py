@@ -45,12 +45,21 @@ _ENCODINGS = (
 _kept: list[Any] = []  # zones; zoneinfo itself forgets them
 
 
-def preload_usual() -> None:
-    """Import what tools use often: what every fork pays for."""
+def preload_usual(modules: list[str]) -> None:
+    """Import what tools use often: what every fork pays for.
+
+    Of `modules` too those that lie in a package which is here: a tool may reach them by attribute, which no
+    import announces. If one fails, :func:`preload_rest` says why.
+    """
     with _without_fork_hooks():
         for name in MODULES:
             if name not in _RARE:
                 importlib.import_module(name)
+        importlib.import_module("importlib.machinery")
+        for name in modules:
+            if name.partition(".")[0] in sys.modules:
+                with contextlib.suppress(BaseException):
+                    importlib.import_module(name)
         sys.modules["datetime"].datetime.strptime("2000-01-01", "%Y-%m-%d")
         sys.modules["time"].localtime()
         for name in _USUAL_ENCODINGS:
@@ -86,12 +95,12 @@ def _preload_rest(modules: list[str], paths: list[str]) -> dict[str, str]:
     sys.path.extend(paths)
     failed = {}
     for name in OPTIONAL_MODULES:
-        with contextlib.suppress(Exception):  # one that is broken is as good as none
+        with contextlib.suppress(BaseException):  # one that is broken is as good as none
             importlib.import_module(name)
     for name in modules:
         try:
             importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # a module may raise anything
+        except BaseException as error:  # a module may raise anything
             failed[name] = f"{type(error).__name__}: {error}"
     _warm(set(modules) - failed.keys())
     sys.path[:] = before

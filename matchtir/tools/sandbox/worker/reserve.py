@@ -11,6 +11,8 @@ from __future__ import annotations
 import _socket
 import json
 import os
+import select
+import struct
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from . import child, confine, wire
 from .channel import Pool, PoolGoneError
 
 _MOST_SOURCES = 1024
+_SEND_SECONDS = struct.pack("@ll", 1, 0)  # a struct timeval
 
 
 class Reserve:
@@ -34,7 +37,10 @@ class Reserve:
     def __init__(self, live: Callable[[Pool], Any], pool: Pool) -> None:
         self._pool = pool
         ours, theirs = _socket.socketpair()
+        ours.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, _SEND_SECONDS)
         self._channel = ours.detach()
+        self._poll = select.poll()
+        self._poll.register(self._channel, 0)  # tells only that the other end is closed
         worker = os.getpid()
         if os.fork() == 0:
             try:
@@ -47,8 +53,13 @@ class Reserve:
         theirs.close()
         self._known: set[int] = set()
 
+    def check(self) -> None:
+        """Raise PoolGoneError if it has died: without it a worker is as good as dead itself."""
+        if self._poll.poll(0):
+            raise PoolGoneError
+
     def report(self) -> dict[str, Any]:
-        """What it says of itself when it has confined itself, or why it could not."""
+        """What it says of itself when it has confined itself, or why it could not. Raises PoolGoneError."""
         (length,) = wire.LENGTH.unpack(self._pool.receive_from(self._channel, wire.LENGTH.size))
         report: dict[str, Any] = json.loads(self._pool.receive_from(self._channel, length))
         return report
@@ -64,16 +75,11 @@ class Reserve:
                 self._known.clear()
             self._known.add(hash(call[0]))
 
-    def run(
-        self, calls: list[bytes], shared: bool, timeout: float, answer: Callable[[int, float, bytes], None]
-    ) -> None:
-        """Have it run the calls, and pass its answers on. Raises PoolGoneError if it or the pool is gone."""
-        try:
-            wire.write_all(self._channel, wire.pack_request(calls, shared, timeout))
-        except OSError:
-            raise PoolGoneError from None
+    def run(self, request: bytes, count: int, answer: Callable[[int, float, bytes], None]) -> None:
+        """Have it run a request of `count` calls, and pass its answers on. Raises PoolGoneError, OSError."""
+        self._pool.send_to(self._channel, request)
         self._pool.receive_from(self._channel, len(wire.STARTED))
-        for _ in calls:
+        for _ in range(count):
             head = self._pool.receive_from(self._channel, wire.RESULT.size)
             status, seconds, length = wire.RESULT.unpack(head)
             answer(status, seconds, self._pool.receive_from(self._channel, length))

@@ -1,7 +1,8 @@
 """The bytes between pool, worker and child.
 
-Request, pool to worker: ``HEADER`` (number of calls, whether they share a process, seconds each may take),
-``LENGTH`` of each call, then the calls, each the JSON ``[source, name, arguments]``.
+Request, pool to worker: ``HEADER`` (number of calls, whether they share a process, seconds each may take, of
+which the first has used some already), ``LENGTH`` of each call, then the calls, each the JSON
+``[source, name, arguments]``. A worker sends the same to its reserve.
 
 Answer, worker to pool: one byte ``STARTED`` when a request was read and the first of its calls is about to
 run, then for each call, in order, ``RESULT`` (status, seconds, length) and a JSON payload.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import os
 import struct
 
-HEADER = struct.Struct("<I?d")
+HEADER = struct.Struct("<I?dd")
 LENGTH = struct.Struct("<I")
 RESULT = struct.Struct("<BdI")
 FRAME = struct.Struct("<BI")
@@ -28,10 +29,10 @@ ELSEWHERE = 6
 """What a child of a worker that has a reserve may say besides: that its call belongs there."""
 
 
-def pack_request(calls: list[bytes], shared: bool, timeout: float) -> bytes:
+def pack_request(calls: list[bytes], shared: bool, timeout: float, used: float = 0.0) -> bytes:
     """A request as it is sent."""
     lengths = b"".join(LENGTH.pack(len(call)) for call in calls)
-    return b"".join([HEADER.pack(len(calls), shared, timeout), lengths, *calls])
+    return b"".join([HEADER.pack(len(calls), shared, timeout, used), lengths, *calls])
 
 
 def write_all(fd: int, data: bytes) -> None:
