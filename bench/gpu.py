@@ -42,23 +42,32 @@ class Machine:
             torch.cuda.synchronize()
 
     def times(self, call: Callable[[], object]) -> Times:
-        """Seconds of single runs, the device waited for before and after each."""
+        """Seconds of a call, from batches that keep a GPU busy for 20 ms or so."""
         for _ in range(1 if self.smoke else 3):
             call()
+        first = self._batch(call, 1)
+        size = 1 if self.smoke else max(1, min(200, int(0.02 / first)))
         runs: list[float] = []
         budget = time.perf_counter() + (0.0 if self.smoke else 2.0)
         while len(runs) < (1 if self.smoke else 5) or (time.perf_counter() < budget and len(runs) < 100):
-            self.wait()
-            start = time.perf_counter()
-            call()
-            self.wait()
-            runs.append(time.perf_counter() - start)
+            runs.append(self._batch(call, size))
         return Times(tuple(runs))
 
-    def peak(self, call: Callable[[], object]) -> int | None:
-        """Bytes that a call takes at its peak beyond what is allocated before; None without a GPU."""
+    def _batch(self, call: Callable[[], object], size: int) -> float:
+        """Seconds of a call in a batch, the device waited for before and after it."""
+        self.wait()
+        start = time.perf_counter()
+        for _ in range(size):
+            call()
+        self.wait()
+        return (time.perf_counter() - start) / size
+
+    def peak(self, call: Callable[[], object], leaves: list[Tensor]) -> int | None:
+        """Bytes that a call takes at its peak, the gradients of leaves included; None without a GPU."""
         if self.device != "cuda":
             return None
+        for leaf in leaves:
+            leaf.grad = None
         gc.collect()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -94,10 +103,10 @@ def bandwidth_rows(machine: Machine) -> list[Row]:
         name = f"scatter, {batch:,} × {tokens:,} {str(dtype).removeprefix('torch.')}"
         share = out.numel() * out.element_size() / times.median / copy
         rows.append(Row("bandwidth", name, share, 0.85, ours=times.summary()))
-        del out, expected
-    batch, tokens = (4, 256) if machine.smoke else (512, 23_000)
+        del out, expected, scatter
     spans, offsets, advantages = turns_of(machine, batch, tokens, 1, whole=True)
-    logps, old, ref = (-torch.rand(batch, tokens, device=machine.device) for _ in range(3))
+    logps = -torch.rand(batch, tokens, device=machine.device)
+    old, ref = logps + far_from_the_clip(logps), logps - 0.05
     logps.requires_grad_()
     mask = torch.ones_like(old)
     dense = advantages[:, None].expand(batch, tokens).float()
@@ -116,6 +125,12 @@ def bandwidth_rows(machine: Machine) -> list[Row]:
     share = 4 * logps.numel() * logps.element_size() / times.median / copy
     name = f"policy loss and gradient, {batch:,} × {tokens:,} float32"
     return [*rows, Row("bandwidth", name, share, 0.85, ours=times.summary())]
+
+
+def far_from_the_clip(like: Tensor) -> Tensor:
+    """Log ratios of which none lies where rounding decides whether it is clipped."""
+    steps = torch.randint(-1, 2, like.shape, device=like.device)
+    return 0.5 * steps + 0.05 * torch.rand(like.shape, device=like.device)
 
 
 def turns_of(
@@ -151,9 +166,8 @@ def head_rows(machine: Machine, tokens: int, width: int) -> list[Row]:
     weight = (normal(words, width) / width**0.5).requires_grad_()
     targets = torch.randint(words, (1, tokens), generator=generator, device=machine.device)
     with torch.no_grad():
-        old = ops.logprobs(hidden, weight, targets)[0]
-        old = old + 0.1 * torch.randn(old.shape, generator=generator, device=machine.device)
-    ref = old - 0.05
+        now = ops.logprobs(hidden, weight, targets)[0]
+        old, ref = now + far_from_the_clip(now), now - 0.05
     spans, offsets, advantages = turns_of(machine, 1, tokens, 1, whole=True)
 
     def ours() -> Tensor:
@@ -168,18 +182,15 @@ def head_rows(machine: Machine, tokens: int, width: int) -> list[Row]:
         mask = torch.ones_like(logps)
         return eager_policy_loss(logps, old, ref, advantages[:, None].expand_as(logps), mask, 0.04)
 
-    sides: dict[str, Step] = {"ours": ours, "TRL's way": full}
-    try:
-        liger_loss = importlib.import_module("liger_kernel.chunked_loss").LigerFusedLinearGRPOLoss
-    except ImportError:
-        print("bench: no liger_kernel; its rows are missing", file=sys.stderr)
-    else:
-        liger_module = liger_loss(beta=0.04, loss_type="grpo", compiled=not machine.smoke)
+    def liger() -> Tensor:
+        kind = importlib.import_module("liger_kernel.chunked_loss").LigerFusedLinearGRPOLoss
+        module = kind(beta=0.04, loss_type="grpo", compiled=not machine.smoke)
         mask = torch.ones_like(targets)
-        sides["Liger"] = lambda: liger_module(
-            hidden, weight, targets, mask, advantages, ref_per_token_logps=ref, old_per_token_logps=old
-        )[0]
-    return compared(machine, case, sides, [hidden, weight])
+        given = {"ref_per_token_logps": ref, "old_per_token_logps": old}
+        loss: Tensor = module(hidden, weight, targets, mask, advantages, **given)[0]
+        return loss
+
+    return compared(machine, case, {"ours": ours, "TRL's way": full, "Liger": liger}, [hidden, weight])
 
 
 def compared(machine: Machine, case: str, sides: dict[str, Step], leaves: list[Tensor]) -> list[Row]:
@@ -202,12 +213,18 @@ def compared(machine: Machine, case: str, sides: dict[str, Step], leaves: list[T
             if name != "ours":
                 del gradients[name]
             times[name] = machine.times(lambda side=side: step(side))  # type: ignore[misc]
-            peaks[name] = machine.peak(lambda side=side: step(side))  # type: ignore[misc]
-        except torch.OutOfMemoryError:
+            peaks[name] = machine.peak(lambda side=side: step(side), leaves)  # type: ignore[misc]
+        except WrongAnswerError:
+            raise
+        except Exception as error:  # a peer may be missing, of another version, or too large
             if name == "ours":
                 raise
-            torch.cuda.empty_cache()
-            rows.append(Row(case, f"{name}", "out of memory", unit=""))
+            gc.collect()
+            if machine.device == "cuda":
+                torch.cuda.empty_cache()
+            first = (str(error).splitlines() or [""])[0]
+            print(f"bench: {case}: {name}: {type(error).__name__}: {first}", file=sys.stderr)
+            rows.append(Row(case, name, f"failed: {type(error).__name__}", unit=""))
             continue
         if name != "ours":
             slower = times["ours"].median / times[name].median

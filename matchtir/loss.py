@@ -220,7 +220,8 @@ def _tensor(array: Any, device: Any) -> Tensor:
     """An array on the device of the model."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+    there: Tensor = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+    return there
 
 
 def token_logps(

@@ -815,3 +815,29 @@ def test_tiles_do_not_grow_with_tokens_or_words():
                 assert 1 <= rows <= tokens
                 assert 1 <= columns <= words
                 assert rows * columns <= most + 64 * rows
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", ["every other", "transposed and every other", "expanded"])
+def test_logprobs_read_targets_of_any_strides(backend, layout):
+    device = device_of(backend)
+    ids = torch.arange(48).view(6, 8) % 7
+    targets = {
+        "every other": ids.flatten()[::2],
+        "transposed and every other": ids.T[::2],
+        "expanded": torch.tensor([3]).expand(24),
+    }[layout]
+    assert targets.numel() == 24
+    hidden, weight, bias, _, grads = problem(24, 7, 5, shape=tuple(targets.shape))
+    there = targets.to(device)
+
+    def ours(h, w, b):
+        return logprobs(h, w, there, bias=b, entropy=True, skip_ignored=False, backend=backend)
+
+    def from_logits(h, w, b):
+        return logprobs_from_logits(F.linear(h, w, b), there, entropy=True, backend=backend)
+
+    inputs = [x.to(device) for x in (hidden, weight, bias)]
+    expected = results(lambda *x: plain(x[0], x[1], targets, x[2]), (hidden, weight, bias), grads)
+    for function in (ours, from_logits):
+        assert_close(results(function, inputs, [g.to(device) for g in grads]), expected)

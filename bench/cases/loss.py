@@ -18,13 +18,13 @@ _MIB = 2**20
 
 def memory_ratio(case: str, ours: Call, peer: Call, target: float) -> list[Row]:
     """Peak extra memory of ours over the peer's, and both; nothing where the system does not tell."""
-    taken = [peak_extra(call) for call in (ours, peer)]
-    if taken[0] is None or not taken[1]:
+    mine, theirs = peak_extra(ours), peak_extra(peer)
+    if mine is None or theirs is None:
         return []
-    ratio = Row(case, "extra memory at the peak, of the peer's", taken[0] / taken[1], target, better="lower")
-    sides = zip(("ours", "peer"), taken, strict=True)
-    rows = [Row(case, f"extra memory, {side}", round((x or 0) / _MIB, 1), unit="MiB") for side, x in sides]
-    return [ratio, *rows]
+    share = mine / max(theirs, 1)  # tiny inputs may fit into what the process holds already
+    ratio = Row(case, "extra memory at the peak, of the peer's", share, target, better="lower")
+    sides = (("ours", mine), ("peer", theirs))
+    return [ratio, *(Row(case, f"extra memory, {x}", round(b / _MIB, 1), unit="MiB") for x, b in sides)]
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float, words: str) -> None:

@@ -136,7 +136,7 @@ def logprobs(
         )
     options = _options(temperature, ignore_index, chunk_size, skip_ignored, compute, num_threads, backend)
     flat = hidden.reshape(-1, hidden.shape[-1]) if hidden.shape[-1] else hidden.new_empty(targets.numel(), 0)
-    logps, entropies, _ = library.head(flat, weight, bias, targets.reshape(-1), *options)
+    logps, entropies, _ = library.head(flat, weight, bias, targets.reshape(-1).contiguous(), *options)
     return logps.view(targets.shape), entropies.view(targets.shape) if entropy else None
 
 
@@ -187,7 +187,7 @@ def logprobs_from_logits(
             "expected (..., V) and (...), V at least 1"
         )
     options = _options(temperature, ignore_index, None, False, logits.dtype, num_threads, backend)
-    logps, entropies, _ = library.from_logits(logits, targets.reshape(-1), *options)
+    logps, entropies, _ = library.from_logits(logits, targets.reshape(-1).contiguous(), *options)
     return logps.view(targets.shape), entropies.view(targets.shape) if entropy else None
 
 

@@ -6,13 +6,10 @@ computed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import torch
 import triton
 import triton.language as tl
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 _BLOCK = 4096
 WARPS = 8
@@ -80,10 +77,11 @@ def forward(
     logits: Tensor, targets: Tensor, first: int, scale: Tensor, ignore_index: int, state: Tensor, threads: int
 ) -> None:
     rows, cols = logits.shape
-    _forward_kernel[(rows,)](
-        logits, targets, state, scale, logits.stride(0), state.stride(0), cols, first, ignore_index,
-        BLOCK=min(_BLOCK, triton.next_power_of_2(cols)), num_warps=WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(logits):
+        _forward_kernel[(rows,)](
+            logits, targets, state, scale, logits.stride(0), state.stride(0), cols, first, ignore_index,
+            BLOCK=min(_BLOCK, triton.next_power_of_2(cols)), num_warps=WARPS,
+        )  # fmt: skip
 
 
 def backward(
@@ -91,10 +89,11 @@ def backward(
 ) -> None:
     count, cols = logits.shape
     block = min(_BLOCK, triton.next_power_of_2(cols))
-    _backward_kernel[(count, triton.cdiv(cols, block))](
-        logits, out, targets, rows, scale, logits.stride(0), out.stride(0), rows.stride(0), cols, first,
-        BLOCK=block, num_warps=WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(logits):
+        _backward_kernel[(count, triton.cdiv(cols, block))](
+            logits, out, targets, rows, scale, logits.stride(0), out.stride(0), rows.stride(0), cols, first,
+            BLOCK=block, num_warps=WARPS,
+        )  # fmt: skip
 
 
 def _signature(names: str, logits: str, exact: str) -> dict[str, str]:

@@ -169,7 +169,9 @@ def _by_rollout(x: Tensor, place: Layout) -> Tensor:
 def reduce_columns(parts: Tensor) -> Tensor:
     """COLUMNS of the whole from those of the programs, (programs, COLUMNS) to float64 (COLUMNS,)."""
     if not len(parts):
-        return parts.new_tensor([0.0] * len(SUMS) + [torch.inf, -torch.inf], dtype=torch.float64)
+        none = torch.zeros(COLUMNS, dtype=torch.float64, device=parts.device)
+        none[-2], none[-1] = torch.inf, -torch.inf  # filled on the device
+        return none
     extremes = parts[:, len(SUMS) :].to(torch.float64)
     totals = parts[:, : len(SUMS)].sum(0, dtype=torch.float64)
     return torch.cat([totals, extremes[:, :1].amin(0), extremes[:, 1:].amax(0)])

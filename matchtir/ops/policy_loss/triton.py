@@ -171,13 +171,14 @@ def tokens(
     count = max(1, triton.cdiv(total, BLOCK))
     first, last = turns_of_blocks(place, count, BLOCK)
     sums = torch.empty(count, COLUMNS, dtype=_wide(logps), device=logps.device)
-    token_kernel[(count,)](
-        logps, old_logps, logps if ref_logps is None else ref_logps,
-        logps if rollout_logps is None else rollout_logps, place.bounds, table.to(sums.dtype), first, last,
-        _cap(rollout_cap, logps), grad, sums, total, PER_TOKEN=per_token, KL=kind,
-        KL_GRAD=kl_grad and kind > 0, ROLLOUT=rollout_logps is not None, GRAD=grad.numel() > 0, BLOCK=BLOCK,
-        COLUMNS=COLUMNS, num_warps=WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(logps):
+        token_kernel[(count,)](
+            logps, old_logps, logps if ref_logps is None else ref_logps,
+            logps if rollout_logps is None else rollout_logps, place.bounds, table.to(sums.dtype), first,
+            last, _cap(rollout_cap, logps), grad, sums, total, PER_TOKEN=per_token, KL=kind,
+            KL_GRAD=kl_grad and kind > 0, ROLLOUT=rollout_logps is not None, GRAD=grad.numel() > 0,
+            BLOCK=BLOCK, COLUMNS=COLUMNS, num_warps=WARPS,
+        )  # fmt: skip
     return reduce_columns(sums)
 
 
@@ -193,10 +194,12 @@ def turn_sums(
     turns = len(place.bounds)
     sums = torch.empty(turns, 4, dtype=_wide(logps), device=logps.device)
     if turns:
-        turn_kernel[(turns,)](
-            logps, old_logps, logps if rollout_logps is None else rollout_logps, place.bounds,
-            _cap(rollout_cap, logps), sums, ROLLOUT=rollout_logps is not None, BLOCK=BLOCK, num_warps=WARPS,
-        )  # fmt: skip
+        with torch.cuda.device_of(logps):
+            turn_kernel[(turns,)](
+                logps, old_logps, logps if rollout_logps is None else rollout_logps, place.bounds,
+                _cap(rollout_cap, logps), sums, ROLLOUT=rollout_logps is not None, BLOCK=BLOCK,
+                num_warps=WARPS,
+            )  # fmt: skip
     return sums
 
 
@@ -205,7 +208,8 @@ def scale(grad: Tensor, factor: Tensor) -> Tensor:
     out = torch.empty_like(grad)
     if grad.numel():
         blocks = triton.cdiv(grad.numel(), BLOCK)
-        scale_kernel[(blocks,)](grad, factor, out, grad.numel(), BLOCK=BLOCK, num_warps=WARPS)
+        with torch.cuda.device_of(grad):
+            scale_kernel[(blocks,)](grad, factor, out, grad.numel(), BLOCK=BLOCK, num_warps=WARPS)
     return out
 
 
