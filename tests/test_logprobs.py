@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -517,8 +518,10 @@ def test_shifting_the_logits_changes_nothing_and_their_gradient_sums_to_zero(bac
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_same_bits_each_run_and_with_any_number_of_threads(backend):
+def test_same_bits_each_run_and_with_any_number_of_threads(backend, monkeypatch):
     device = device_of(backend)
+    if backend == "numba":
+        monkeypatch.setattr(importlib.import_module("matchtir.ops.logprobs.numba"), "_ROWS_OF_A_THREAD", 4)
     hidden, weight, bias, targets, grads = problem(33, 200, 8, seed=13, dtype=torch.float32)
     inputs, grads = [x.to(device) for x in (hidden, weight, bias)], [g.to(device) for g in grads]
     first = results(head(backend, targets, device, num_threads=1), inputs, grads)
@@ -527,12 +530,46 @@ def test_same_bits_each_run_and_with_any_number_of_threads(backend):
         assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 
 
-def test_numba_puts_its_number_of_threads_back():
+def test_numba_shares_rows_out_among_as_many_threads_as_it_was_told(monkeypatch):
     device_of("numba")
-    numba = importlib.import_module("numba")
-    before = numba.get_num_threads()
-    logprobs_from_logits(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), num_threads=2, backend="numba")
-    assert numba.get_num_threads() == before
+    module = importlib.import_module("matchtir.ops.logprobs.numba")
+    monkeypatch.setattr(module, "_ROWS_OF_A_THREAD", 4)
+    parts, kernel = [], module._FORWARD
+
+    def spy(begin, end, *arguments):
+        parts.append((begin, end))
+        kernel(begin, end, *arguments)
+
+    monkeypatch.setattr(module, "_FORWARD", spy)
+    logits, targets = torch.randn(24, 5), torch.zeros(24, dtype=torch.int64)
+
+    def shares(**how):
+        parts.clear()
+        logps, _ = logprobs_from_logits(logits, targets, backend="numba", **how)
+        torch.testing.assert_close(logps, torch.log_softmax(logits, -1)[:, 0])
+        return sorted(parts)
+
+    monkeypatch.delenv("MATCHTIR_NUM_THREADS", raising=False)
+    assert shares(num_threads=3) == [(0, 8), (8, 16), (16, 24)]
+    assert shares(num_threads=100) == [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 24)]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert shares() == [(0, 12), (12, 24)]
+    monkeypatch.setenv("MATCHTIR_NUM_THREADS", "1")
+    assert shares() == [(0, 24)]
+
+
+def test_several_threads_may_call_at_once(monkeypatch):
+    device_of("numba")
+    monkeypatch.setattr(importlib.import_module("matchtir.ops.logprobs.numba"), "_ROWS_OF_A_THREAD", 4)
+    logits, targets = torch.randn(64, 300), torch.arange(64)
+    expected = torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [
+            pool.submit(logprobs_from_logits, logits, targets, num_threads=3, backend="numba")
+            for _ in range(40)
+        ]
+    for job in jobs:
+        torch.testing.assert_close(job.result()[0], expected)
 
 
 # Low precision

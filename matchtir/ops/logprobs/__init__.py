@@ -63,8 +63,8 @@ def logprobs(
         0 too. They then cost nothing, whatever they hold. The default does it on the CPU only: a GPU has to
         be waited for to count them.
     num_threads : int, optional
-        Of the row kernels of the Numba backend, as for :func:`matchtir.ops.hungarian`; the products use
-        torch's own threads. The row kernels' results do not depend on it.
+        Of the row kernels of the Numba backend; ``MATCHTIR_NUM_THREADS``, or else torch's number of
+        threads, on which the products run. The row kernels' results do not depend on it.
     backend : {"triton", "numba", "reference"}, optional
         Force a backend.
 

@@ -6,6 +6,7 @@ inside. The backward pass has no derivative of its own.
 
 from __future__ import annotations
 
+import os
 from typing import Any, NoReturn
 
 import torch
@@ -37,7 +38,9 @@ def _plan(
     module = _dispatch.load("logprobs", backend, device)
     # On a GPU the host would wait for the device to count the tokens.
     skip = device == "cpu" if skip_ignored is None else skip_ignored
-    threads = _dispatch.threads(num_threads)
+    # The products run on torch's threads, so the rows do too, unless somebody says otherwise.
+    asked = num_threads is not None or "MATCHTIR_NUM_THREADS" in os.environ
+    threads = _dispatch.threads(num_threads if asked else torch.get_num_threads())
     return chunked.Plan(module, temperature, ignore_index, chunk_size, skip, compute, threads)
 
 

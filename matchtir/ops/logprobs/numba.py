@@ -7,6 +7,8 @@ is computed.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK = 2048  # words of a row at a time: 8 KB of float32, read twice from the first-level cache
+_ROWS_OF_A_THREAD = 64  # of 2,048 words each take a quarter of a millisecond
 _LEAST = -1e4
 _LOG2_E = np.float32(1.4426950408889634)
 _ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it leaves the rounded integer in the low bits
@@ -105,12 +108,13 @@ _slopes = _compiled(_slopes, fastmath=_SUM)
 
 
 def _forward(
-    z: Any, stride: int, cols: int, targets: Any, first: int, scales: Any, ignore_index: int, state: Any
-) -> None:
-    """Rows ``z[i * stride:][:cols]``; targets (R,), scales (1,), state (4, R)."""
+    begin: int, end: int, z: Any, stride: int, cols: int, targets: Any, first: int, scales: Any,
+    ignore_index: int, state: Any,
+) -> None:  # fmt: skip
+    """Rows ``z[i * stride:][:cols]``, i from begin to end; targets (R,), scales (1,), state (4, R)."""
     scale = scales[0]
     least = scales.dtype.type(_LEAST)
-    for i in numba.prange(targets.size):
+    for i in range(begin, end):
         if targets[i] != ignore_index:
             most, total, weighted = state[0, i], state[1, i], state[2, i]
             for j in range(0, cols, _BLOCK):
@@ -133,13 +137,13 @@ def _forward(
 
 
 def _backward(
-    z: Any, stride: int, out: Any, out_stride: int, in_place: bool, cols: int, targets: Any, first: int,
-    scales: Any, rows: Any,
+    begin: int, end: int, z: Any, stride: int, out: Any, out_stride: int, in_place: bool, cols: int,
+    targets: Any, first: int, scales: Any, rows: Any,
 ) -> None:  # fmt: skip
     """Rows as in `_forward`, into rows ``out[i * out_stride:][:cols]``; rows (4, R)."""
     scale = scales[0]
     least = scales.dtype.type(_LEAST)
-    for i in numba.prange(targets.size):
+    for i in range(begin, end):
         lse, hit, plain, slope = rows[0, i], rows[1, i], rows[2, i], rows[3, i]
         if hit == 0 and plain == 0 and slope == 0:
             out[i * out_stride : i * out_stride + cols] = 0
@@ -155,23 +159,24 @@ def _backward(
                 out[i * out_stride + column] += hit
 
 
-# One thread needs no thread pool, and a forked child of a process with one may not use it.
-_FORWARD = [_compiled(_forward, parallel=parallel) for parallel in (False, True)]
-_BACKWARD = [_compiled(_backward, parallel=parallel) for parallel in (False, True)]
+_FORWARD, _BACKWARD = _compiled(_forward, nogil=True), _compiled(_backward, nogil=True)
 
 
-def _run(kernels: list[Any], threads: int, *arguments: Any) -> None:
-    """Call the serial or the parallel kernel, and put numba's number of threads back."""
-    threads = min(threads, numba.config.NUMBA_NUM_THREADS)
-    if threads == 1:
-        kernels[0](*arguments)
+def _run(kernel: Any, rows: int, threads: int, *arguments: Any) -> None:
+    """Call a kernel for all rows, shared out among Python's threads: it runs without the GIL.
+
+    Numba's own pool would end the process after a fork, or when two threads call it.
+    """
+    threads = min(threads, rows // _ROWS_OF_A_THREAD)
+    if threads < 2:
+        kernel(0, rows, *arguments)
         return
-    before = numba.get_num_threads()
-    numba.set_num_threads(threads)
-    try:
-        kernels[1](*arguments)
-    finally:
-        numba.set_num_threads(before)
+    ends = [rows * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(kernel, *part, *arguments) for part in pairwise(ends[:-1])]
+        kernel(*ends[-2:], *arguments)  # the caller's thread takes the last part
+    for other in others:
+        other.result()
 
 
 def _flat(x: Tensor) -> tuple[Array, int]:
@@ -185,8 +190,8 @@ def forward(
 ) -> None:
     z, stride = _flat(logits.to(state.dtype))
     _run(
-        _FORWARD, threads, z, stride, logits.shape[1], targets.numpy(), first, scale.numpy(), ignore_index,
-        state.numpy(),
+        _FORWARD, len(targets), threads, z, stride, logits.shape[1], targets.numpy(), first, scale.numpy(),
+        ignore_index, state.numpy(),
     )  # fmt: skip
 
 
@@ -198,8 +203,8 @@ def backward(
     target = out if out.dtype == rows.dtype else torch.empty_like(wide) if wide is logits else wide
     in_place = target.data_ptr() == wide.data_ptr()
     _run(
-        _BACKWARD, threads, *_flat(wide), *_flat(target), in_place, logits.shape[1], targets.numpy(), first,
-        scale.numpy(), rows.numpy(),
+        _BACKWARD, len(targets), threads, *_flat(wide), *_flat(target), in_place, logits.shape[1],
+        targets.numpy(), first, scale.numpy(), rows.numpy(),
     )  # fmt: skip
     if target is not out:
         out.copy_(target)
