@@ -7,8 +7,6 @@ is computed.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -17,6 +15,7 @@ import torch
 from numba.extending import overload
 
 from ...types import Array
+from .._threads import share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,20 +162,12 @@ _FORWARD, _BACKWARD = _compiled(_forward, nogil=True), _compiled(_backward, nogi
 
 
 def _run(kernel: Any, rows: int, threads: int, *arguments: Any) -> None:
-    """Call a kernel for all rows, shared out among Python's threads: it runs without the GIL.
+    """Call a kernel for all rows, shared out among threads that each have some."""
 
-    Numba's own pool would end the process after a fork, or when two threads call it.
-    """
-    threads = min(threads, rows // _ROWS_OF_A_THREAD)
-    if threads < 2:
-        kernel(0, rows, *arguments)
-        return
-    ends = [rows * i // threads for i in range(threads + 1)]
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(kernel, *part, *arguments) for part in pairwise(ends[:-1])]
-        kernel(*ends[-2:], *arguments)  # the caller's thread takes the last part
-    for other in others:
-        other.result()
+    def work(begin: int, end: int) -> None:
+        kernel(begin, end, *arguments)
+
+    share(work, rows, max(1, min(threads, rows // _ROWS_OF_A_THREAD)))
 
 
 def _flat(x: Tensor) -> tuple[Array, int]:

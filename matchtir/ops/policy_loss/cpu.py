@@ -1,15 +1,12 @@
 """How the CPU's work is cut: into windows of flat tokens, of a dtype that the kernels read, for some threads.
 
 Threads take whole windows, whose sums are added up afterwards in their order: how many there are changes
-nothing. They are Python's, since the kernels run without the GIL: depending on
-its layer, Numba's own pool ends the process after a fork, or when two threads call it.
+nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .._threads import share
 from .segments import COLUMNS, Layout, reduce_columns, turns_of_blocks
 
 Floats = npt.NDArray[Any]
@@ -27,21 +25,6 @@ WINDOW = 32_768
 
 PER_THREAD = 2**19
 """Tokens that are worth a thread: they take about half a millisecond, and its start a fifth of one."""
-
-
-def share(work: Callable[[int, int], None], count: int, threads: int) -> None:
-    """Calls `work(begin, end)` on ranges that make up `count`, side by side."""
-    threads = min(threads, count)
-    if threads < 2:
-        return work(0, count)
-    ends = [count * i // threads for i in range(threads + 1)]
-    # The caller's thread takes the last part, which saves the start of a thread.
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(work, *part) for part in pairwise(ends[:-1])]
-        work(*ends[-2:])
-    for other in others:
-        other.result()
-    return None
 
 
 def wide(parts: tuple[Tensor | None, ...], begin: int, end: int, dtype: torch.dtype) -> list[Floats]:
