@@ -3,7 +3,7 @@
 from .definitions import tool_from_mcp, tool_from_schema
 from .function_schema import tool_from_function
 from .observations import Observation, call_failed
-from .registry import ToolRegistry
+from .registry import ToolRegistry, run_turns
 from .sandbox import Call, Result, Sandbox
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Sandbox",
     "ToolRegistry",
     "call_failed",
+    "run_turns",
     "tool_from_function",
     "tool_from_mcp",
     "tool_from_schema",

@@ -147,25 +147,55 @@ class ToolRegistry(Mapping[str, Tool]):
         ConfigError
             If a call needs the sandbox and there is none; nothing has run then.
         """
-        problems = [self.check(call) for call in calls]
-        tools = [
-            None if problem else self._tools[call.name] for call, problem in zip(calls, problems, strict=True)
-        ]
-        boxed = [
-            k for k, tool in enumerate(tools) if tool and tool.function is None and tool.source is not None
-        ]
-        if boxed and box is None:
-            raise ConfigError(f"{calls[boxed[0]].name} has a source, which runs in a Sandbox; box is None")
-        seen = {
-            k: failure(problem or "") if tool is None else run_function(tool, calls[k])
-            for k, (tool, problem) in enumerate(zip(tools, problems, strict=True))
-            if k not in boxed
-        }
-        if box is not None and boxed:
-            sent = [
-                Call(self[call.name].source or "", call.name, dict(call.arguments))
-                for call in (calls[k] for k in boxed)
-            ]
-            results = box.map(sent, groups=[0] * len(sent))
-            seen |= {k: from_result(result) for k, result in zip(boxed, results, strict=True)}
-        return [seen[k] for k in range(len(calls))]
+        return run_turns([(self, calls)], box)[0]
+
+
+def run_turns(
+    turns: Sequence[tuple[ToolRegistry, Sequence[ToolCall]]], box: Sandbox | None = None
+) -> list[list[Observation]]:
+    """Check and run the calls of one turn each of many rollouts, side by side.
+
+    Parameters
+    ----------
+    turns : sequence of (ToolRegistry, sequence of ToolCall)
+        The tools of a rollout, and the calls of its turn. Those of tools with a source share one process of
+        the sandbox, with each other and no other rollout's.
+    box : Sandbox, optional
+        As for :meth:`ToolRegistry.run`.
+
+    Returns
+    -------
+    list of list of Observation
+        One list a turn, one observation a call.
+
+    Raises
+    ------
+    ConfigError
+        If a call needs the sandbox and there is none; nothing has run then.
+    """
+    seen: list[list[Observation | None]] = []
+    sent: list[Call] = []
+    places: list[tuple[int, int]] = []
+    functions: list[tuple[int, int, Tool]] = []
+    for t, (registry, calls) in enumerate(turns):
+        seen.append([None] * len(calls))
+        for k, call in enumerate(calls):
+            problem = registry.check(call)
+            if problem is not None:
+                seen[t][k] = failure(problem)
+                continue
+            tool = registry[call.name]
+            if tool.function is not None or tool.source is None:
+                functions.append((t, k, tool))
+            elif box is None:
+                raise ConfigError(f"{call.name} has a source, which runs in a Sandbox; box is None")
+            else:
+                sent.append(Call(tool.source, call.name, dict(call.arguments)))
+                places.append((t, k))
+    for t, k, tool in functions:
+        seen[t][k] = run_function(tool, turns[t][1][k])
+    if box is not None and sent:
+        results = box.map(sent, groups=[t for t, _ in places])
+        for (t, k), result in zip(places, results, strict=True):
+            seen[t][k] = from_result(result)
+    return [[one for one in row if one is not None] for row in seen]

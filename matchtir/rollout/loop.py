@@ -1,0 +1,199 @@
+"""The multi-turn loop: an engine writes turns, the sandbox runs their calls, the template joins both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import InputError
+from ..parse import parse_turn
+from ..tools import Sandbox, ToolRegistry, run_turns
+from ..types import Task, ToolCall, Turn
+from .config import RolloutConfig
+from .engine import Ended, Engine, Reply, Request
+from .records import Finish, Rollout
+
+
+class Template(Protocol):
+    """What the loop asks of :class:`matchtir.rollout.template.ChatTemplate`."""
+
+    format: str
+
+    def prompt(self, messages: Sequence[Any], schemas: Sequence[Any]) -> list[int]:
+        """Token ids of a prompt, up to where the model goes on."""
+        ...
+
+    def reply(self, observations: Sequence[str]) -> list[int]:
+        """Token ids between the stop token of a turn with calls and the next turn."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a turn, without its stop token."""
+        ...
+
+    def shorten(self, text: str, limit: int) -> str:
+        """The text without its middle, of at most about so many tokens."""
+        ...
+
+
+def sample_rollouts(
+    tasks: Sequence[Task],
+    engine: Engine,
+    template: Template,
+    config: RolloutConfig,
+    *,
+    group_size: int = 1,
+    key: tuple[int, ...] = (0,),
+    greedy: bool = False,
+    box: Sandbox | None = None,
+) -> list[Rollout]:
+    """Let a policy solve tasks, several times each.
+
+    Parameters
+    ----------
+    tasks : sequence of Task, length B / group_size
+        Their ids differ.
+    engine : Engine
+        Samples tokens.
+    template : ChatTemplate
+        Of the model.
+    config : RolloutConfig
+        Limits and temperature.
+    group_size : int
+        Rollouts of each task.
+    key : tuple of int
+        Of the random numbers: rollout g of the i-th task draws from the stream ``(*key, i, g)``.
+    greedy : bool
+        Take the likeliest token.
+    box : Sandbox, optional
+        Runs the tools that are source; not needed where all are functions.
+
+    Returns
+    -------
+    list of Rollout, length B
+        Those of one task stand together.
+
+    Raises
+    ------
+    InputError
+        If a prompt is longer than `config.max_prompt_tokens`; the message names the task.
+    ConfigError
+        If a call needs the sandbox and there is none.
+    """
+    talks = []
+    for i, task in enumerate(tasks):
+        registry = ToolRegistry(task.tools)
+        prompt = template.prompt(task.messages, registry.schemas())
+        if len(prompt) > config.max_prompt_tokens:
+            raise InputError(
+                f"prompt of task {task.id!r:.60} has {len(prompt)} tokens; "
+                f"expected at most {config.max_prompt_tokens}"
+            )
+        talks += [_Talk(task, g, (*key, i, g), prompt, registry, template, config) for g in range(group_size)]
+
+    def respond(ended: list[Ended]) -> list[Reply | None]:
+        made = [talks[one.index].hear(one) for one in ended]
+        turns = [(talks[one.index].registry, calls) for one, calls in zip(ended, made, strict=True)]
+        results = run_turns(turns, box)
+        return [
+            talks[one.index].answer([result.text for result in seen])
+            for one, seen in zip(ended, results, strict=True)
+        ]
+
+    requests = [Request(talk.tokens.copy(), talk.budget, talk.key) for talk in talks]
+    engine.run(requests, respond, temperature=config.temperature, greedy=greedy)
+    return [talk.rollout() for talk in talks]
+
+
+class _Talk:
+    """One rollout while it is sampled."""
+
+    def __init__(
+        self,
+        task: Task,
+        sample: int,
+        key: tuple[int, ...],
+        prompt: list[int],
+        registry: ToolRegistry,
+        template: Template,
+        config: RolloutConfig,
+    ) -> None:
+        self.key, self.registry = key, registry
+        self.tokens = list(prompt)
+        self._task, self._sample, self._template, self._config = task, sample, template, config
+        self._prompt_length = len(prompt)
+        self._logps = [0.0] * len(prompt)
+        self._spans: list[tuple[int, int]] = []
+        self._turns: list[Turn] = []
+        self._messages: list[Any] = list(task.messages)
+        self._finish: Finish | None = None
+
+    @property
+    def left(self) -> int:
+        """Tokens that the response may still have."""
+        return self._config.max_response_tokens - (len(self.tokens) - self._prompt_length)
+
+    @property
+    def budget(self) -> int:
+        """Tokens that the next turn may have."""
+        limit = self._config.max_turn_tokens
+        return self.left if limit is None else min(self.left, limit)
+
+    def hear(self, ended: Ended) -> tuple[ToolCall, ...]:
+        """Record a turn; returns the calls to run."""
+        by_turn = self.budget < self.left
+        start = len(self.tokens)
+        self.tokens += ended.tokens
+        self._logps += ended.logps
+        self._spans.append((start, len(self.tokens)))
+        text = self._template.decode(ended.tokens)
+        turn = parse_turn(text, format=self._template.format)
+        self._turns.append(turn)
+        self._messages.append({"role": "assistant", "content": text})
+        if not ended.stopped:
+            self._finish = "turn_tokens" if by_turn else "response_tokens"
+            return ()
+        if not turn.calls:
+            self._finish = "no_answer" if turn.answer is None else "answer"
+        elif len(self._turns) == self._config.max_turns:
+            self._finish = "max_turns"
+        return turn.calls
+
+    def answer(self, observations: list[str]) -> Reply | None:
+        """Record what the calls of the last turn came to; None if the rollout is over."""
+        limit = self._config.max_observation_tokens
+        if limit is not None:
+            observations = [self._template.shorten(text, limit) for text in observations]
+        turn = self._turns[-1]
+        if observations:
+            calls = zip(turn.calls, observations, strict=True)
+            self._turns[-1] = replace(turn, calls=tuple(replace(c, result=text) for c, text in calls))
+            self._messages += [{"role": "tool", "content": text} for text in observations]
+        if self._finish is not None:
+            return None
+        reply = self._template.reply(observations)
+        if len(reply) >= self.left:
+            self._finish = "response_tokens"
+            return None
+        self.tokens += reply
+        self._logps += [0.0] * len(reply)
+        return Reply(reply, self.budget)
+
+    def rollout(self) -> Rollout:
+        """The finished rollout."""
+        if self._finish is None:
+            raise RuntimeError(f"the engine left a rollout of task {self._task.id!r} unfinished")
+        return Rollout(
+            task=self._task,
+            sample=self._sample,
+            tokens=np.array(self.tokens, dtype=np.int64),
+            prompt_length=self._prompt_length,
+            spans=np.array(self._spans, dtype=np.int64).reshape(-1, 2),
+            logps=np.array(self._logps, dtype=np.float32),
+            turns=tuple(self._turns),
+            messages=tuple(self._messages),
+            finish=self._finish,
+        )
