@@ -27,6 +27,10 @@ class SandboxError(MatchtirError, RuntimeError):
     """The sandbox cannot do what it promises here: no worker starts, or a layer of it does not hold."""
 
 
+class TrainingError(MatchtirError, RuntimeError):
+    """Training cannot go on; what is known of the reason has been saved."""
+
+
 class SandboxWarning(UserWarning):
     """The sandbox holds, but with fewer layers than it could have."""
 

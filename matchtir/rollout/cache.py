@@ -36,7 +36,7 @@ class Window:
 
 
 class _RowsLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's keys and values, each (S, heads, capacity, size)."""
+    """One layer's keys and values, each (S, capacity, heads, size): a token lies in one piece."""
 
     def __init__(self, cache: RowCache) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _RowsLayer(CacheLayerMixin):  # type: ignore[misc]
         """Make room, now that heads and sizes are known."""
         size, capacity = self._cache.size, self._cache.capacity
         for name, states in (("keys", key_states), ("values", value_states)):
-            shape = (size, states.shape[1], capacity, states.shape[3])
+            shape = (size, capacity, states.shape[1], states.shape[3])
             setattr(self, name, torch.zeros(shape, dtype=states.dtype, device=states.device))
         self.is_initialized = True
 
@@ -59,8 +59,9 @@ class _RowsLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _put(self, kept: Tensor, new: Tensor, window: Window) -> Tensor:
         """Write (b, heads, w, size) into the rows; return (b, heads, length, size)."""
-        kept[window.rows[:, None], :, window.positions] = new.transpose(1, 2)
-        return (kept if window.whole else kept[window.rows])[:, :, : window.length]
+        kept[window.rows[:, None], window.positions] = new.transpose(1, 2)
+        read = kept[:, : window.length]
+        return (read if window.whole else read[window.rows]).transpose(1, 2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the mask, which is always given."""
@@ -91,14 +92,14 @@ class RowCache(Cache):  # type: ignore[misc]
         if capacity <= self.capacity:
             return
         more = int(capacity * _GROWTH) - self.capacity
-        self._replace(lambda kept: torch.nn.functional.pad(kept, (0, 0, 0, more)))
+        self._replace(lambda kept: torch.nn.functional.pad(kept, (0, 0, 0, 0, 0, more)))
         self.capacity += more
 
     def copy_rows(self, source: Tensor, target: Tensor, length: int) -> None:
         """Copy the first `length` tokens of rows to other rows, both shape (n,)."""
         for layer in self.layers:
             for kept in (layer.keys, layer.values):
-                kept[target, :, :length] = kept[source, :, :length]
+                kept[target, :length] = kept[source, :length]
 
     def keep_rows(self, rows: Tensor) -> None:
         """Forget all other rows; these become rows 0, 1, …"""

@@ -181,18 +181,19 @@ class _Wave:
             found = self._prefill([s for s in live if len(self._rows[s].feed) > _FORCED_AT_MOST])
             others = [s for s in live if s not in found]
             if others:
-                logits = self._forward(others, 1)
-                fed = [not self._rows[s].feed for s in others]
-                if all(fed) and not found:
-                    return logits, others
-                found |= {s: logits[k] for k, s in enumerate(others) if fed[k]}
+                # All rows, those with nothing to feed too: a whole batch reads the cache in place.
+                logits = self._forward(range(len(self._rows)), 1)
+                found |= {s: logits[s] for s in others if not self._rows[s].feed}
             if found:
                 ready = sorted(found)
                 return torch.stack([found[s] for s in ready]), ready
         return torch.empty(0), []
 
     def _forward(self, chosen: Sequence[int], width: int) -> Tensor:
-        """Feed up to `width` tokens of each chosen row; logits after the last of each, (b, V)."""
+        """Feed up to `width` tokens of each chosen row; logits after the last of each, (b, V).
+
+        Of a row with nothing to feed they mean nothing, and what is written behind its end is never read.
+        """
         rows = [self._rows[s] for s in chosen]
         lengths = np.array([row.length for row in rows])
         fed = np.array([min(width, len(row.feed)) for row in rows])
@@ -208,7 +209,8 @@ class _Wave:
             length=int((lengths + fed).max()),
             whole=list(chosen) == list(range(self._cache.size)),
         )
-        return self._engine.logits(self._cache, self._tensor(tokens), window, self._tensor(fed - 1))
+        last = self._tensor(np.maximum(fed, 1) - 1)
+        return self._engine.logits(self._cache, self._tensor(tokens), window, last)
 
     def _sample(
         self, rows: list[_Row], logits: Tensor, temperature: float, greedy: bool

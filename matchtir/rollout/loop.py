@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import InputError
-from ..parse import parse_turn
+from ..parse import parse_messages
 from ..tools import Sandbox, ToolRegistry, run_turns
 from ..types import Task, ToolCall, Turn
 from .config import RolloutConfig
@@ -45,8 +45,8 @@ def sample_rollouts(
     template: Template,
     config: RolloutConfig,
     *,
+    keys: Sequence[tuple[int, ...]],
     group_size: int = 1,
-    key: tuple[int, ...] = (0,),
     greedy: bool = False,
     box: Sandbox | None = None,
 ) -> list[Rollout]:
@@ -62,10 +62,10 @@ def sample_rollouts(
         Of the model.
     config : RolloutConfig
         Limits and temperature.
+    keys : sequence of tuple of int, length B / group_size
+        Of the random numbers: rollout g of task i draws from the stream ``(*keys[i], g)``.
     group_size : int
         Rollouts of each task.
-    key : tuple of int
-        Of the random numbers: rollout g of the i-th task draws from the stream ``(*key, i, g)``.
     greedy : bool
         Take the likeliest token.
     box : Sandbox, optional
@@ -84,7 +84,7 @@ def sample_rollouts(
         If a call needs the sandbox and there is none.
     """
     talks = []
-    for i, task in enumerate(tasks):
+    for task, key in zip(tasks, keys, strict=True):
         registry = ToolRegistry(task.tools)
         prompt = template.prompt(task.messages, registry.schemas())
         if len(prompt) > config.max_prompt_tokens:
@@ -92,7 +92,7 @@ def sample_rollouts(
                 f"prompt of task {task.id!r:.60} has {len(prompt)} tokens; "
                 f"expected at most {config.max_prompt_tokens}"
             )
-        talks += [_Talk(task, g, (*key, i, g), prompt, registry, template, config) for g in range(group_size)]
+        talks += [_Talk(task, g, (*key, g), prompt, registry, template, config) for g in range(group_size)]
 
     def respond(ended: list[Ended]) -> list[Reply | None]:
         made = [talks[one.index].hear(one) for one in ended]
@@ -150,9 +150,11 @@ class _Talk:
         self._logps += ended.logps
         self._spans.append((start, len(self.tokens)))
         text = self._template.decode(ended.tokens)
-        turn = parse_turn(text, format=self._template.format)
+        message = {"role": "assistant", "content": text}
+        # As whoever reads the saved rollout will read it.
+        turn = parse_messages([message], format=self._template.format)[0]
         self._turns.append(turn)
-        self._messages.append({"role": "assistant", "content": text})
+        self._messages.append(message)
         if not ended.stopped:
             self._finish = "turn_tokens" if by_turn else "response_tokens"
             return ()
