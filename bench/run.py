@@ -23,6 +23,7 @@ from cases.batch import full, scatter_full, threads
 from cases.loss import logprobs, policy_loss, returns_scatter
 from cases.sandbox import hostile, memory, throughput
 from cases.similarity import similarity_w1tool
+from cases.training import rollouts, update_memory
 from cases.transport import sinkhorn_small_reg, sinkhorn_w1
 from checks import WrongAnswerError
 from environment import environment
@@ -44,6 +45,8 @@ CASES: dict[str, Callable[[bool], list[Row]]] = {
     "policy-loss": policy_loss,
     "logprobs": logprobs,
     "returns-scatter": returns_scatter,
+    "rollouts": rollouts,
+    "update-memory": update_memory,
     "sandbox": throughput,
     "sandbox-hostile": hostile,
     "sandbox-memory": memory,

@@ -60,7 +60,7 @@ LAYERS = {
 }
 
 # Imported inside a layer on purpose. (So are `_dispatch` and the like by every op, the ops by `ops`.)
-ACROSS = {("types", "errors"), ("config", "errors"), ("rollout", "tools")}
+ACROSS = {("types", "errors"), ("config", "errors"), ("rollout", "tools"), ("train", "evals")}
 
 # Packages that may be missing, and the files that may import them.
 OPTIONAL = {
@@ -74,7 +74,16 @@ OPTIONAL = {
     "rich": ("cli/", "report/"),
     "triton": ("triton.py",),
     "numba": ("numba.py",),
+    "transformers": ("rollout/cache.py", "rollout/continuous.py", "train/models.py", "train/embedded/"),
+    "tokenizers": ("train/embedded/",),
     "deepspeed": ("deepspeed.py",),
+    "peft": ("train/models.py",),
+    "jsonargparse": ("cli/train_options.py",),
+    "yaml": ("cli/train.py",),
+    "gguf": ("train/model_source.py",),
+    "safetensors": ("train/models.py", "train/embedded/"),
+    "matplotlib": ("report/learning_curve.py",),
+    **dict.fromkeys(("wandb", "mlflow", "trackio"), ("train/trackers.py",)),
     "trl": ("integrations/trl.py",),
     "verl": ("integrations/verl.py",),
 }

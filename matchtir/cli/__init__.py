@@ -1,4 +1,4 @@
-"""The command `matchtir`: `score` and `eval` rollout files, `explain` one rollout, describe the `env`.
+"""The command `matchtir`: `train`, `score` and `eval` rollout files, `explain` one rollout, describe the `env`.
 
 Results go to standard output; what was recognised, broken rows, warnings and progress go to standard
 error. Exit codes: 0 everything was scored; 1 something was left out; 2 nothing could be done; 130 Ctrl-C.
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from ..errors import MatchtirError
 from ..report import environment
-from . import env, evaluate, score
+from . import env, evaluate, export, score, train
 from .say import BROKEN_PIPE, DONE, FAILED, INTERRUPTED, PARTLY, say, words
 
 __all__ = ["BROKEN_PIPE", "DONE", "FAILED", "INTERRUPTED", "PARTLY", "main", "parser", "run"]
@@ -60,6 +60,6 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--version", action="version", version=f"matchtir {found}")
     commands = command.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for part in (score, evaluate, env):
+    for part in (train, score, evaluate, export, env):
         part.add_command(commands)
     return command
