@@ -58,7 +58,7 @@ class Script:
         return [self.reply(one) for one in ended]
 
     def reply(self, one):
-        i = one.index
+        i = one.request
         self.spans[i].append((len(self.tokens[i]), len(self.tokens[i]) + len(one.tokens)))
         self.tokens[i] += one.tokens
         self.logps[i] += one.logps
@@ -145,7 +145,7 @@ def test_draws_depend_on_the_key_alone():
     engine = DecodeEngine(model, {STOP})
 
     def respond(ended):
-        return [alone.reply(one._replace(index=7)) for one in ended]
+        return [alone.reply(one._replace(request=7)) for one in ended]
 
     engine.run([Request(starts[7], 9, (5, 7))], respond, temperature=1.0)
     assert alone.tokens[7] == together.tokens[7]
@@ -223,6 +223,14 @@ def test_choose_takes_no_impossible_token(uniform):
     tokens, logps = choose(logits, 1.0, np.full(3, uniform))
     assert tokens.tolist() == [2, 6, 0]
     assert logps.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_logits_that_are_nan_are_not_hidden(greedy):
+    logits = torch.tensor([[0.0, torch.nan, 1.0], [0.0, 1.0, 2.0]])
+    tokens, logps = choose(logits, 1.0, None if greedy else np.full(2, 0.9))
+    assert 0 <= int(tokens[0]) < 3
+    assert logps.isnan().tolist() == [True, False]
 
 
 def test_streams_repeat_nothing():

@@ -71,7 +71,7 @@ class Scripted:
             replies = respond(ended)
             self.said += ended
             live = {
-                one.index: (reply.tokens, reply.budget)
+                one.request: (reply.tokens, reply.budget)
                 for one, reply in zip(ended, replies, strict=True)
                 if reply is not None
             }

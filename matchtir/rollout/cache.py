@@ -69,7 +69,7 @@ class _RowsLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def get_seq_length(self) -> int:
         """Keys before the window; positions are always given."""
-        return self._cache.window.length - self._cache.window.positions.shape[1]
+        return self._cache.window.length - int(self._cache.window.positions.shape[1])
 
     def get_max_length(self) -> int:
         """No limit."""

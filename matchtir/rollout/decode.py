@@ -74,7 +74,6 @@ class DecodeEngine:
             )
         self._layers = int(config.num_hidden_layers)
 
-    @torch.no_grad()
     def run(
         self, requests: Sequence[Request], respond: Respond, *, temperature: float, greedy: bool = False
     ) -> None:
@@ -83,7 +82,7 @@ class DecodeEngine:
         was_training = self._model.training
         self._model.eval()
         try:
-            with _masked_attention(self._model):
+            with torch.no_grad(), _masked_attention(self._model):
                 for start in range(0, len(requests), size):
                     wave = _Wave(self, requests, range(start, min(start + size, len(requests))))
                     wave.run(respond, temperature, greedy)

@@ -30,8 +30,8 @@ class Ended(NamedTuple):
 
     Attributes
     ----------
-    index : int
-        Of its request.
+    request : int
+        Which of the requests, from 0.
     tokens : list of int
         As sampled, the stop token included.
     logps : list of float
@@ -40,7 +40,7 @@ class Ended(NamedTuple):
         Whether a stop token ended it; else its budget did.
     """
 
-    index: int
+    request: int
     tokens: list[int]
     logps: list[float]
     stopped: bool

@@ -95,11 +95,11 @@ def sample_rollouts(
         talks += [_Talk(task, g, (*key, g), prompt, registry, template, config) for g in range(group_size)]
 
     def respond(ended: list[Ended]) -> list[Reply | None]:
-        made = [talks[one.index].hear(one) for one in ended]
-        turns = [(talks[one.index].registry, calls) for one, calls in zip(ended, made, strict=True)]
+        made = [talks[one.request].hear(one) for one in ended]
+        turns = [(talks[one.request].registry, calls) for one, calls in zip(ended, made, strict=True)]
         results = run_turns(turns, box)
         return [
-            talks[one.index].answer([result.text for result in seen])
+            talks[one.request].answer([result.text for result in seen])
             for one, seen in zip(ended, results, strict=True)
         ]
 

@@ -54,7 +54,7 @@ def choose(logits: Tensor, temperature: float, uniforms: FloatArray | None) -> t
     tokens : Tensor of int64, shape (B,)
         Never one of probability 0.
     logps : Tensor of float32, shape (B,)
-        In nats.
+        In nats; NaN where the logits hold NaN.
     """
     logps = torch.log_softmax(logits.float() / temperature, dim=-1)
     if uniforms is None:
@@ -65,5 +65,6 @@ def choose(logits: Tensor, temperature: float, uniforms: FloatArray | None) -> t
         # Below the total even where the product rounds up to it: what follows has probability 0.
         level = torch.from_numpy(uniforms).to(logits.device)[:, None] * total
         level = torch.minimum(level, torch.nextafter(total, torch.zeros_like(total)))
-        tokens = torch.searchsorted(sums, level, right=True)[:, 0]
+        # Logits that hold NaN find no token, and their log-probability is NaN whichever is taken.
+        tokens = torch.searchsorted(sums, level, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
     return tokens, logps.gather(1, tokens[:, None])[:, 0]

@@ -174,8 +174,9 @@ class ChatTemplate:
         if at is None:
             return None
         return (
-            f"token {at} of {len(sampled)}: sampled {self._around(sampled, at)}, the chat template writes "
-            f"{self._around(rendered, at)} for the whole conversation"
+            f"token {at} of {len(sampled)}, after {self._text(sampled[max(0, at - 8) : at])!r}: sampled "
+            f"{self._pieces(sampled[at:])}, the chat template writes {self._pieces(rendered[at:])} for the "
+            "whole conversation"
         )
 
     def _reply(self, observations: tuple[str, ...]) -> tuple[int, ...]:
@@ -222,6 +223,6 @@ class ChatTemplate:
     def _text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def _around(self, ids: list[int], at: int) -> str:
-        """The text near a token, for a message."""
-        return repr(self._text(ids[max(0, at - 4) : at + 4])) if at < len(ids) else "nothing"
+    def _pieces(self, ids: list[int]) -> str:
+        """The texts of the first few tokens, for a message."""
+        return repr([self._text([i]) for i in ids[:4]]) if ids else "nothing"

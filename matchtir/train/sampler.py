@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import ConfigError
 from ..rollout.config import RolloutConfig
+from ..rollout.continuous import ContinuousEngine
 from ..rollout.decode import DecodeEngine
 from ..rollout.engine import Engine
 from ..rollout.loop import sample_rollouts
@@ -77,5 +77,5 @@ class Sampler:
     def _engine(self, model: Any) -> Engine:
         """The engine that the configuration names."""
         if self._config.engine == "continuous":
-            raise ConfigError("rollout.engine is 'continuous'; expected 'decode'")
+            return ContinuousEngine(model, self._template.stop_ids)
         return DecodeEngine(model, self._template.stop_ids, self._config.batch_size)

@@ -26,7 +26,7 @@ from ..rollout.template import ChatTemplate
 from ..tools import Sandbox, ToolRegistry
 from ..types import Credit, Task
 from . import data, deepspeed, processes
-from .checkpoints import STATE, WEIGHTS, Checkpoints
+from .checkpoints import WEIGHTS, Checkpoints
 from .config import EMBEDDED, TrainConfig
 from .metrics import rollout_metrics
 from .models import load_model, save_model
@@ -36,7 +36,7 @@ from .rollout_rows import rollout_rows
 from .run_folder import RunFolder
 from .sampler import Sampler
 from .trackers import open_tracker
-from .update import PATIENCE, Updater
+from .update import PATIENCE, Updater, save_batch
 from .watch import Silent, Watch
 
 
@@ -185,7 +185,7 @@ class _Run:
     def _save(self) -> None:
         """Write a checkpoint, and forget old ones."""
         with self._phase("checkpoint"), self.checkpoints.write(self.done) as folder:
-            deepspeed.save_state(self.engine, folder / STATE, self._state())
+            deepspeed.save_state(self.engine, folder, self._state())
             if self.config.checkpoint.weights:
                 weights = deepspeed.full_state_dict(self.engine)
                 if processes.rank() == 0:
@@ -215,7 +215,7 @@ class _Run:
         """Go on from the newest checkpoint, if there is one; forget what was recorded after it."""
         step = processes.broadcast(self.checkpoints.newest() if processes.rank() == 0 else None)
         if step is not None:
-            state = deepspeed.load_state(self.engine, self.checkpoints.path(step) / STATE)
+            state = deepspeed.load_state(self.engine, self.checkpoints.path(step))
             self.done, self.spent, self.skipped = state["done"], state["spent"], state["skipped"]
             self.seconds.update(state["seconds"])
             self.evaluations = state["evaluations"]
@@ -273,7 +273,8 @@ class _Run:
         """Save the batch whose loss is not finite, and stop."""
         path = None
         if self.folder is not None:
-            path = self.folder.path / "failed" / f"step-{self.done:06d}.pt"
+            path = self.folder.path / "failed" / f"step-{self.done:06d}.npz"
+            path.parent.mkdir(exist_ok=True)
             save_batch(path, rollouts, credit)
         raise TrainingError(
             f"step {self.done}: loss or gradient was not finite {PATIENCE} times in a row; the batch is in "
