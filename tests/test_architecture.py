@@ -80,6 +80,7 @@ OPTIONAL = {
     "peft": ("train/models.py",),
     "jsonargparse": ("cli/train_options.py",),
     "yaml": ("cli/train.py",),
+    "huggingface_hub": ("train/model_source.py",),
     "gguf": ("train/model_source.py",),
     "safetensors": ("train/models.py", "train/embedded/"),
     "matplotlib": ("report/learning_curve.py",),

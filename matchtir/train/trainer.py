@@ -27,7 +27,7 @@ from ..tools import Sandbox, ToolRegistry
 from ..types import Credit, Task
 from . import data, deepspeed, processes
 from .checkpoints import WEIGHTS, Checkpoints
-from .config import EMBEDDED, TrainConfig
+from .config import EMBEDDED, SMOLLM2, TrainConfig
 from .metrics import rollout_metrics
 from .models import load_model, save_model
 from .policy import PolicyModel
@@ -87,7 +87,9 @@ class _Run:
 
         tasks, unread = data.load_tasks(config.tasks, "train", config.data)
         model, tokenizer = load_model(config.model, config.policy, seed=config.seed)
-        self.tokenizer, self.template = tokenizer, ChatTemplate(tokenizer, config.policy.tool_format)
+        # The chat template of smollm2 knows no tools.
+        tool_format = config.policy.tool_format or ("hermes" if config.model == SMOLLM2 else None)
+        self.tokenizer, self.template = tokenizer, ChatTemplate(tokenizer, tool_format)
         self.box = _sandbox(config, stack)
         tasks, unjudged = data.judged(tasks, config.credit, config.method)
         self.tasks = self._usable(config.tasks, tasks, unread | unjudged)
