@@ -60,8 +60,9 @@ class PolicyModel(nn.Module):  # type: ignore[misc]
     Parameters
     ----------
     model : transformers.PreTrainedModel or peft.PeftModel
-        With an output head of its own. The head is replaced by a :class:`TokenHead` with the same parameters;
-        what the model computes stays the same, `generate` included.
+        With an output head of its own, and where it can run: it is asked for the logits of two tokens. The
+        head is replaced by a :class:`TokenHead` with the same parameters; what the model computes stays the
+        same, `generate` included.
 
     Attributes
     ----------
