@@ -86,7 +86,7 @@ def test_without_arguments_the_embedded_run_is_meant():
 
 def test_embedded_file_changes_only_what_it_says_of_the_defaults():
     plain = TrainConfig()
-    changed = {"credit", "rollout", "loss"}
+    changed = {"credit", "rollout", "loss", "update"}
     found = config_of()
     for name in TrainConfig.__dataclass_fields__:
         assert (getattr(found, name) != getattr(plain, name)) == (name in changed), name

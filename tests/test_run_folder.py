@@ -128,7 +128,8 @@ def test_run_goes_on_in_its_folder_and_forgets_what_came_after_the_checkpoint(tm
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
-    RunFolder(config(tmp_path, **{"update.lr": 1e-4})).close()
+    with RunFolder(config(tmp_path, **{"update.lr": 1e-4})) as folder:
+        folder.write_metrics(1, {})
     before = (tmp_path / "config.json").read_bytes()
     for changes, message in (
         ({"update.lr": 1e-5}, r"update\.lr is 0\.0001 there and 1e-05 here\. Expected the same"),
@@ -148,6 +149,13 @@ def test_other_settings_are_refused_and_named(tmp_path):
     with RunFolder(config(tmp_path, **same)) as folder:
         assert folder.resumes
         assert read_settings(tmp_path)["steps"] == 500
+
+
+def test_run_that_failed_before_it_began_stands_in_nobodys_way(tmp_path):
+    RunFolder(config(tmp_path, model="misspelt")).close()
+    with RunFolder(config(tmp_path, model="right")) as folder:
+        assert not folder.resumes
+        assert read_settings(folder.path)["model"] == "right"
 
 
 def test_fresh_removes_a_run_and_nothing_else(tmp_path):

@@ -29,7 +29,7 @@ pytestmark = [
 
 
 def small_tasks(path, count=20):
-    """The first single-hop tasks, with the tools that they need: each of the others is 200 tokens of prompt."""
+    """The first single-hop tasks with the tools they need: each other tool is 200 tokens of prompt."""
     with read_tasks(FTRL) as rows:
         tasks = [row.task for row in rows if row.task is not None and row.task.kind == "single_hop"]
     kept = [
@@ -51,7 +51,7 @@ def test_two_steps_and_an_evaluation(tmp_path):
         "output": output,
         "steps": 2,
         "rollout.max_turns": 2,
-        "rollout.max_turn_tokens": 40,
+        "rollout.max_turn_tokens": 24,
         "rollout.max_response_tokens": 300,
         "update.prompts": 2,
         "update.group_size": 2,

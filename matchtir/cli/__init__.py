@@ -1,4 +1,4 @@
-"""The command `matchtir`: `train`, `score` and `eval` rollout files, `explain` one rollout, describe the `env`.
+"""The command `matchtir`: `train` a model, `score` and `eval` rollouts, `explain` one, show the `env`.
 
 Results go to standard output; what was recognised, broken rows, warnings and progress go to standard
 error. Exit codes: 0 everything was scored; 1 something was left out; 2 nothing could be done; 130 Ctrl-C.

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ..tasks.embedded import MIXES
+from ..train.model_source import TRAIN, needs
 from .say import DONE, say
 
 _HELP = """\
@@ -42,8 +43,8 @@ def add_command(commands: Any) -> None:
 
 def _warmstart(args: argparse.Namespace) -> int:
     """`matchtir warmstart`."""
-    from ..train.embedded import warm_start
-
+    with needs("the warm start needs torch and transformers", TRAIN):
+        from ..train.embedded import warm_start
     record = warm_start(args.seed, args.output, say, mix=args.mix)
     steps = sum(stage["steps"] for stage in record["stages"])
     say(f"wrote {args.output}: {steps} steps, final loss {record['stages'][-1]['loss']:.3f}")

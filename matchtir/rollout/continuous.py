@@ -1,4 +1,4 @@
-"""The engine for GPUs: transformers' continuous batching, asked for one turn of all live rollouts at a time."""
+"""The engine for GPUs: transformers' continuous batching, one turn of all live rollouts at a time."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ def rollout_metrics(rollouts: Sequence[Rollout], credit: Credit) -> dict[str, fl
     -------
     dict of str to float or None
         ``reward`` (mean return) and ``reward/KIND``. The metrics of :func:`matchtir.evals.measure`: means
-        over the rollouts that have them, None if none has. ``matched``: share of the calls that have a gold call.
-        ``silent_groups``: share of the groups in which every advantage is 0. ``tokens`` and
+        over the rollouts that have them, None if none has. ``matched``: share of the calls that have a gold
+        call. ``silent_groups``: share of the groups in which every advantage is 0. ``tokens`` and
         ``sampled_tokens`` in all; ``longest``: tokens of the longest rollout. ``finish/REASON``: shares.
     """
     measured = [measure(rollout.trajectory()) for rollout in rollouts]

@@ -214,6 +214,8 @@ def check_output(config: TrainConfig, *, fresh: bool = False) -> bool:
         if any((path / name).exists() for name in _OURS):
             raise InputError(f"{path / CONFIG} is missing from a run; expected another output, or --fresh")
         return False
+    if not any((path / name).exists() for name in (METRICS, EVALUATIONS, CHECKPOINTS)):
+        return False  # it failed before it began
     changed = _differences(read_settings(path), settings_of(config))
     if changed:
         raise InputError(

@@ -33,7 +33,7 @@ Message = dict[str, Any]
 MAX_TURNS = 6
 # fmt: off
 CONFUSED = frozenset((
-    "leader", "mayor", "deputy", "home", "boss", "creator", "sponsor", "backer", "employer", "headquarters",
+    "leader", "deputy", "home", "boss", "creator", "sponsor", "backer", "employer", "headquarters",
     "factory", "skipper", "owner", "dockyard", "shuttle", "breadth", "draught",
 ))
 # fmt: on
