@@ -267,7 +267,7 @@ class TrainConfig:
     eval_tasks: str | None = None
     output: str = "runs/embedded"
     seed: int = 0
-    steps: int = 120
+    steps: int = 100
     report_to: tuple[str, ...] = ()
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     data: DataConfig = field(default_factory=DataConfig)
