@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -15,7 +16,10 @@ torch = pytest.importorskip("torch")
 for needed in ("transformers", "deepspeed", "jsonargparse"):
     pytest.importorskip(needed)
 
+from safetensors.torch import load_file  # noqa: E402
 from train_runs import command, environment, run, weights  # noqa: E402
+
+from matchtir import cli  # noqa: E402
 
 STEPS = 6
 
@@ -113,3 +117,9 @@ def test_two_processes_end_with_the_weights_of_one(stage, whole, tmp_path):
     assert without_times(output)[0]["reward"] == without_times(whole)[0]["reward"]
     for name, value in expected.items():
         torch.testing.assert_close(found[name].float(), value.float(), rtol=1e-3, atol=2e-4)
+    # From the shares of both processes, without the folder of weights, comes the same model.
+    checkpoint = output / f"checkpoints/step-{STEPS:06d}"
+    shutil.rmtree(checkpoint / "weights")
+    assert cli.main(["export", str(checkpoint), "-o", str(tmp_path / "model")]) == cli.DONE
+    exported = load_file(tmp_path / "model/model.safetensors")
+    assert all(torch.equal(exported[name].float(), value.float()) for name, value in found.items())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..train.checkpoints import STATE, WEIGHTS, Checkpoints
-from ..train.disk import remove, sync, sync_tree, writing
+from ..train.disk import new_folder, whole_folder
 from ..train.run_files import CHECKPOINTS, CONFIG, read_settings
 from ..train.settings import resolve
 from .say import DONE, say
@@ -52,25 +51,13 @@ def add_command(commands: Any) -> None:
 def _export(args: argparse.Namespace) -> int:
     """`matchtir export`."""
     checkpoint = _checkpoint(Path(args.source), args.which)
-    output = Path(args.output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise InputError(f"output {str(output)!r} is there already; expected a new or an empty folder")
-    temporary = output.with_name(f".{output.name}.tmp")
-    with writing(output):
-        remove(temporary)
-        try:
-            weights = checkpoint / WEIGHTS
-            if weights.is_dir() and not (args.merge and (weights / _ADAPTERS).is_file()):
-                shutil.copytree(weights, temporary)
-            else:
-                _put_together(checkpoint, temporary, args.merge)
-            sync_tree(temporary)
-            os.replace(temporary, output)
-            sync(output.parent)
-        except BaseException:
-            remove(temporary)
-            raise
-    say(f"wrote {output}, the model of {checkpoint}")
+    with whole_folder(new_folder(args.output)) as folder:
+        weights = checkpoint / WEIGHTS
+        if weights.is_dir() and not (args.merge and (weights / _ADAPTERS).is_file()):
+            shutil.copytree(weights, folder)
+        else:
+            _put_together(checkpoint, folder, args.merge)
+    say(f"wrote {args.output}, the model of {checkpoint}")
     return DONE
 
 

@@ -31,6 +31,35 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def new_folder(folder: str | os.PathLike[str]) -> Path:
+    """The path of a folder that is new or empty; InputError if it is not, or its parent is not there."""
+    target = Path(folder).absolute()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"output {str(folder)!r} is there already; expected a new or an empty folder")
+    if not target.parent.is_dir():
+        raise InputError(f"output {str(folder)!r}: there is no folder {str(target.parent)!r}")
+    return target
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Write a folder that appears under its name only when it is complete.
+
+    Gives the path under which the block makes it. If the block raises, nothing is left of it.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    with writing(target):
+        remove(temporary)
+        try:
+            yield temporary
+            sync_tree(temporary)
+            os.replace(temporary, target)
+            sync(target.parent)
+        except BaseException:
+            remove(temporary)
+            raise
+
+
 def sync(path: Path) -> None:
     """Flush a file or a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)

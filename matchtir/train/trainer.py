@@ -8,7 +8,6 @@ Every process of a run does the same, on its share of the work; the first one wr
 from __future__ import annotations
 
 import random
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -35,6 +34,7 @@ from .reference import Reference
 from .rollout_rows import rollout_rows
 from .run_folder import RunFolder
 from .sampler import Sampler
+from .stop import stop_signals
 from .trackers import open_tracker
 from .update import PATIENCE, Updater, save_batch
 from .watch import Silent, Watch
@@ -115,7 +115,7 @@ class _Run:
     def train(self) -> dict[str, Any]:
         """All steps that are left, with evaluations and checkpoints between them."""
         config = self.config
-        with _stop_signals() as stop:
+        with stop_signals() as stop:
             if self.done == 0 and config.evaluation.at_start:
                 self._evaluate()
             while self.done < config.steps and not any(processes.gather(bool(stop))):
@@ -347,21 +347,3 @@ def _sandbox(config: TrainConfig, stack: ExitStack) -> Sandbox:
     rollout = config.rollout
     box = Sandbox(rollout.tool_workers, rollout.tool_timeout, allow_unsafe=rollout.allow_unsafe_tools)
     return stack.enter_context(box)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM: the first ends the run after its step, a second SIGINT at once."""
-    came: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from ...errors import InputError, TrainingError
+from ...errors import TrainingError
 from ...tasks.embedded import EmbeddedConfig
-from ..disk import remove, sync, sync_tree, writing
+from ..disk import new_folder, whole_folder
 from ..models import save_model
 from .examples import Examples, examples
 from .policy import embedded_tokenizer, new_policy
@@ -119,7 +119,7 @@ def warm_start(
         If there is something in the folder's place, or the disk is full.
     """
     EmbeddedConfig(seed=seed, mix=mix)
-    target = _new_folder(folder)
+    target = new_folder(folder)
     tokenizer = embedded_tokenizer()
     for attempt in range(ATTEMPTS):
         model = new_policy(seed + attempt * _SEEDS)
@@ -225,34 +225,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _new_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder, which must be new or empty and have a parent."""
-    target = Path(folder).absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"output {str(folder)!r} is there already; expected a new or an empty folder")
-    if not target.parent.is_dir():
-        raise InputError(f"output {str(folder)!r}: there is no folder {str(target.parent)!r}")
-    return target
-
-
 def _write(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, record: dict[str, Any], target: Path
 ) -> None:
     """The folder, whole or not at all."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    with writing(target):
-        remove(temporary)
-        try:
-            save_model(model.half(), tokenizer, temporary)
-            # Half the size on the disk; who loads it without asking for a type gets one that can be trained.
-            model.config.dtype = torch.float32
-            model.config.save_pretrained(temporary)
-            (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            for file in temporary.iterdir():
-                file.chmod(0o644)
-            sync_tree(temporary)
-            os.replace(temporary, target)
-            sync(target.parent)
-        except BaseException:
-            remove(temporary)
-            raise
+    with whole_folder(target) as folder:
+        save_model(model.half(), tokenizer, folder)
+        # Half the size on the disk; who loads it without asking for a type gets one that can be trained.
+        model.config.dtype = torch.float32
+        model.config.save_pretrained(folder)
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for file in folder.iterdir():
+            file.chmod(0o644)
