@@ -25,6 +25,7 @@ from cases.sandbox import hostile, memory, throughput
 from cases.similarity import similarity_w1tool
 from cases.training import rollouts, update_memory
 from cases.transport import sinkhorn_small_reg, sinkhorn_w1
+from cases.trl_step import step_vs_trl
 from checks import WrongAnswerError
 from environment import environment
 from timing import Row, table, write_json
@@ -47,6 +48,7 @@ CASES: dict[str, Callable[[bool], list[Row]]] = {
     "returns-scatter": returns_scatter,
     "rollouts": rollouts,
     "update-memory": update_memory,
+    "step-vs-trl": step_vs_trl,
     "sandbox": throughput,
     "sandbox-hostile": hostile,
     "sandbox-memory": memory,
