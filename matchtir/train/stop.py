@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list, for a run that ends after its step; a second one ends it at once."""
+    """Collect SIGINT and SIGTERM, for a run that ends after its step; a second one ends it at once."""
     came: list[int] = []
 
     def note(number: int, frame: Any) -> None:
