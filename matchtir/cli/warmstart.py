@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from ..tasks.embedded import MIXES
@@ -43,6 +44,8 @@ def add_command(commands: Any) -> None:
 
 def _warmstart(args: argparse.Namespace) -> int:
     """`matchtir warmstart`."""
+    # DeepSpeed, which transformers imports where it is installed, says otherwise that it found no GPU.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with needs("the warm start needs torch and transformers", TRAIN):
         from ..train.embedded import warm_start
     record = warm_start(args.seed, args.output, say, mix=args.mix)
