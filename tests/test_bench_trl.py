@@ -89,10 +89,3 @@ def test_without_trl_the_smoke_run_says_how_to_install_it(
     assert "pip install 'trl==1.16.*'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="pip install"):
         trl_step.step_vs_trl(False)
-
-
-def test_with_trl_both_sides_make_their_steps() -> None:
-    pytest.importorskip("trl")
-    rows = trl_step.step_vs_trl(True)
-    assert str(rows[0].peer_name).startswith("TRL 1.")
-    assert {row.metric for row in rows} >= {"turns a rollout, ours", "turns a rollout, TRL"}

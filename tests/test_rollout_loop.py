@@ -214,7 +214,7 @@ def test_groups_stand_together(sampled):
 
 
 def test_update_sees_the_probabilities_that_were_sampled_with(sampled):
-    from matchtir.train.batches import make_minibatches
+    from matchtir.train.minibatches import make_minibatches
     from matchtir.train.policy import PolicyModel
 
     policy, rollouts = sampled

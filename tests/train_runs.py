@@ -43,9 +43,8 @@ def command(output, *options, processes=1, **changes):
 
 def environment():
     """One thread, as on one CPU process; no launcher's variables."""
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    }
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in launcher}
     return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 
