@@ -237,7 +237,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """A training run. The defaults are the embedded one, which two cores finish in minutes.
+    """A training run. The defaults are the paper's credit on the embedded model; see the file `embedded`.
 
     Parameters
     ----------
