@@ -16,9 +16,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from matchtir.loss import LossConfig
 from matchtir.rollout.records import Rollout
 from matchtir.train import deepspeed as engines
+from matchtir.train import processes
 from matchtir.train.config import DeepSpeedConfig, PolicyConfig, TrainConfig, UpdateConfig
 from matchtir.train.policy import PolicyModel
-from matchtir.train.update import Reference, Updater
+from matchtir.train.reference import Reference
+from matchtir.train.update import Updater
 from matchtir.types import Ragged, Task
 
 VOCABULARY = 120
@@ -128,7 +130,7 @@ def skip(stage):
 def generate(engine):
     """Logits under ZeRO-3 where each process asks the model another number of times."""
     with engines.gathered(engine) as model, torch.no_grad():
-        for _ in range(1 + 2 * engines.rank()):
+        for _ in range(1 + 2 * processes.rank()):
             logits = model(torch.arange(6)[None]).logits
         training = model.training
     return {"logits": logits, "training": training, "after": engine.policy.training}
@@ -142,7 +144,7 @@ def scenarios(folder):
         if stage == 3:
             yield "generate", generate(engine)
             engines.save_state(engine, folder, {"step": 5})
-            yield "state", {"weights": engines.consolidate(folder)} if engines.rank() == 0 else {}
+            yield "state", {"weights": engines.consolidate(folder)} if processes.rank() == 0 else {}
         if stage != 1:  # its optimiser is that of stage 2
             yield f"skip {stage}", skip(stage)
     config = settings(deepspeed=zero(3), loss={"beta": 0.1}, entropy=0.01)
@@ -164,15 +166,15 @@ def main():
     torch.manual_seed(0)
     engines.start()
     with tempfile.TemporaryDirectory() as folder:
-        box = engines.broadcast(folder)
+        box = processes.broadcast(folder)
         results = dict(scenarios(box))
-    shares = engines.gather(
+    shares = processes.gather(
         {
             name: {k: v for k, v in found.items() if k not in ("weights", "before", "kept")}
             for name, found in results.items()
         }
     )
-    if engines.rank() == 0:
+    if processes.rank() == 0:
         torch.save({"first": results, "shares": shares}, sys.argv[1])
 
 

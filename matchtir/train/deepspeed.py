@@ -9,7 +9,6 @@ import importlib
 import io
 import math
 import os
-import socket
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -25,27 +24,9 @@ from torch import distributed as dist
 from ..errors import ConfigError, InputError
 from .batches import Batch
 from .config import TrainConfig
-from .engine_settings import engine_config, lr_factor
+from .engine_settings import engine_config, lr_factor, stage_of
 from .policy import PolicyModel
-from .processes import barrier, broadcast, gather, rank, reduce, world_size
-
-__all__ = [
-    "Engine",
-    "barrier",
-    "broadcast",
-    "consolidate",
-    "full_state_dict",
-    "gather",
-    "gathered",
-    "initialize",
-    "load_state",
-    "rank",
-    "reduce",
-    "save_state",
-    "shard_frozen",
-    "start",
-    "world_size",
-]
+from .processes import open_channel, rank, world_size
 
 _TAG = "state"
 _OURS = "matchtir"
@@ -68,11 +49,9 @@ def start() -> torch.device:
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     deepspeed = _deepspeed()
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update({name: str(value) for name, value in alone.items()})
-        os.environ["MASTER_PORT"] = str(_free_port())
-    local = int(os.environ.setdefault("LOCAL_RANK", os.environ["RANK"]))
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    # DeepSpeed reads this one itself, whoever has joined the processes.
+    local = int(os.environ.setdefault("LOCAL_RANK", os.environ["RANK"] if launched else "0"))
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -80,7 +59,12 @@ def start() -> torch.device:
         # Else DeepSpeed compiles an all-reduce of its own: 99 s on two cores, a failure without a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
-        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+        backend = "nccl" if cuda else "gloo"
+        if not launched:
+            # Without a port, and without variables that programs started from here would take for their own.
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+        open_channel()
     return device
 
 
@@ -165,17 +149,20 @@ def initialize(policy: PolicyModel, config: TrainConfig, total_optimizer_steps: 
     trained = [p for p in policy.parameters() if p.requires_grad]
     if not trained:
         raise ConfigError("no parameter of the policy requires a gradient; expected something to train")
-    settings = engine_config(config, sum(_numel(p) for p in trained))
+    settings = engine_config(config, trained_size(policy))
     schedule = partial(lr_factor, config.update, total=total_optimizer_steps)
-    wrapped, *_ = deepspeed.initialize(
-        model=policy,
-        optimizer=_optimizer(trained, config),
-        model_parameters=trained,
-        lr_scheduler=partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=schedule),
-        config=settings,
-        dist_init_required=False,
-    )
-    return Engine(wrapped, config.update.max_grad_norm, config.deepspeed.stage)
+    try:
+        wrapped, *_ = deepspeed.initialize(
+            model=policy,
+            optimizer=_optimizer(trained, config),
+            model_parameters=trained,
+            lr_scheduler=partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=schedule),
+            config=settings,
+            dist_init_required=False,
+        )
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(f"DeepSpeed refuses its configuration: {error}") from error
+    return Engine(wrapped, config.update.max_grad_norm, stage_of(config))
 
 
 @contextmanager
@@ -345,13 +332,7 @@ def _plain(wrapped: Any) -> bool:
     return isinstance(wrapped.optimizer, torch.optim.Optimizer)
 
 
-def _numel(parameter: Tensor) -> int:
-    """Elements of a parameter, also of one that ZeRO-3 has shared out."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _free_port() -> int:
-    """A port of this host that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def trained_size(policy: PolicyModel) -> int:
+    """Elements of the parameters that are trained, also of those that ZeRO-3 has shared out."""
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in trained)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from .config import TrainConfig, UpdateConfig
+from .settings import deep_merge
 
 _LARGEST_BUCKET = 500_000_000
 
@@ -21,7 +20,7 @@ def engine_config(config: TrainConfig, trained: int) -> dict[str, Any]:
     trained : int
         Parameters that are trained; no buffer for gradients is made larger.
     """
-    stage, bf16 = config.deepspeed.stage, config.policy.dtype == "bfloat16"
+    stage, bf16 = stage_of(config), config.policy.dtype == "bfloat16"
     zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": min(_LARGEST_BUCKET, max(trained, 1))}
     if config.deepspeed.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -32,12 +31,17 @@ def engine_config(config: TrainConfig, trained: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
-        "gradient_clipping": config.update.max_grad_norm if stage or bf16 else 0.0,
+        "gradient_clipping": config.update.max_grad_norm if stage else 0.0,
         "bf16": {"enabled": bf16},
     }
-    if bf16 and stage:
+    if bf16:
         made["data_types"] = {"grad_accum_dtype": "fp32"}
-    return _merged(made, config.deepspeed.overrides)
+    return deep_merge(made, config.deepspeed.overrides)
+
+
+def stage_of(config: TrainConfig) -> int:
+    """The stage of ZeRO: 1 where 0 is asked for with bfloat16, since 0 adds gradients up in bfloat16."""
+    return max(config.deepspeed.stage, int(config.policy.dtype == "bfloat16"))
 
 
 def lr_factor(update: UpdateConfig, step: int, *, total: int) -> float:
@@ -52,13 +56,3 @@ def lr_factor(update: UpdateConfig, step: int, *, total: int) -> float:
     if update.schedule == "linear":
         return 1.0 - done
     return 1.0 if update.schedule == "constant" else 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`, mapping by mapping."""
-    made = copy.deepcopy(dict(base))
-    for name, value in changes.items():
-        inner = made.get(name)
-        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        made[name] = _merged(inner, value) if both else copy.deepcopy(value)  # type: ignore[arg-type]
-    return made

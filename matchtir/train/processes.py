@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from torch import Tensor
 from torch import distributed as dist
+
+_PATIENCE = timedelta(days=1)
+_talk: Any = None
+
+
+def open_channel() -> None:
+    """Give the processes a group of their own for what they say to each other. All call it, once.
+
+    It is gloo's, also beside NCCL: objects stay in the host's memory, and a process may wait for another that
+    still samples, or writes a checkpoint, for longer than the minutes after which NCCL ends a run.
+    """
+    global _talk
+    if world_size() > 1 and _talk is None:
+        _talk = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 def rank() -> int:
@@ -21,7 +36,7 @@ def world_size() -> int:
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(group=_talk)
 
 
 def broadcast(value: Any) -> Any:
@@ -29,7 +44,7 @@ def broadcast(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_talk)
     return box[0]
 
 
@@ -38,7 +53,7 @@ def gather(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value, group=_talk)
     return found
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from .batches import Batch
 from .config import TrainConfig
 from .deepspeed import Engine, shard_frozen
+from .engine_settings import stage_of
 from .policy import PolicyModel, frozen_copy
 
 
@@ -31,7 +32,7 @@ class Reference:
     def __init__(self, policy: PolicyModel, config: TrainConfig) -> None:
         self._offload = config.deepspeed.offload_reference
         self._adapters = policy.adapters
-        self._shared_out = config.deepspeed.stage == 3 and not policy.adapters
+        self._shared_out = stage_of(config) == 3 and not policy.adapters
         self._model: Any = None
         if not policy.adapters:
             copy = frozen_copy(policy)

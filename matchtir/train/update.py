@@ -26,8 +26,6 @@ from .processes import rank, world_size
 from .reference import Reference
 from .totals import Totals
 
-__all__ = ["PATIENCE", "Reference", "Updater", "save_batch"]
-
 PATIENCE = 3
 """Steps of the optimiser in a row without a finite gradient after which a run should stop."""
 
@@ -55,18 +53,13 @@ class Updater:
     Raises
     ------
     ConfigError
-        If `loss` and `update` contradict each other, or the reference is missing.
+        If there is a KL term and no reference.
     """
 
     def __init__(self, engine: Engine, config: TrainConfig, reference: Reference | None = None) -> None:
         if config.loss.beta and reference is None:
             raise ConfigError(
                 f"loss.beta is {config.loss.beta} and there is no reference model; expected one"
-            )
-        if config.loss.rollout_cap is not None and config.update.old_logps == "rollout":
-            raise ConfigError(
-                f"loss.rollout_cap is {config.loss.rollout_cap} and update.old_logps 'rollout'; expected "
-                "'recompute', because the weights compare recomputed log-probabilities with sampled ones"
             )
         self.skipped_in_a_row = 0
         self._engine = engine
