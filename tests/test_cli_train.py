@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,27 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> FakeTrainer:
 
 
 # Settings
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--loss.rollout_cap", "2"], "loss.rollout_cap is 2.0 and update.old_logps 'rollout'"),
+        (["--policy.tool_format", "nope"], "policy.tool_format is 'nope'; expected one of hermes"),
+        (["--evaluation.samples", "4"], "evaluation.samples is 4 with greedy true"),
+        (["--deepspeed.overrides.bf16.enabled", "true"], "overrides sets bf16; expected policy.dtype"),
+        (["--deepspeed.overrides.zero_optimization.stage", "3"], "overrides sets zero_optimization.stage"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config_of(*options)
+
+
+def test_settings_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"method: \xff\xfe")
+    with pytest.raises(ConfigError, match=r"a\.yaml' is no UTF-8 text"):
+        config_of("--config", str(tmp_path / "a.yaml"))
 
 
 def test_without_arguments_the_embedded_run_is_meant():

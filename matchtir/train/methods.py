@@ -24,7 +24,7 @@ METHOD_DEFAULTS: Settings = {
     "credit.integration": "auto",
     "credit.name_match": "exact",
 }
-"""What tells methods apart, so every method sets it, whatever another one set before."""
+"""What every method sets, whatever another one set before."""
 
 _SINGLE = {"rollout.max_turns": 1}
 

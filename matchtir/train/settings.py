@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from ..config import from_dict
 from ..errors import ConfigError
 from .config import TrainConfig
-from .methods import Settings, method_settings
+from .methods import METHODS, Settings, method_settings
 
 _OVERRIDES = "deepspeed.overrides"
 
@@ -52,7 +52,8 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     Raises
     ------
     ConfigError
-        If a name is unknown (with the nearest one), a value impossible, or a part no mapping.
+        If a name is unknown (with the nearest one), a value impossible, or a part no mapping; or if an
+        earlier layer holds what only its own method sets, as the file of a run does.
 
     Examples
     --------
@@ -66,14 +67,28 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     if not any("method" in layer for layer in flat):
         flat.insert(0, {"method": TrainConfig().method})
     last = max(i for i, layer in enumerate(flat) if "method" in layer)
-    flat.insert(last, method_settings(flat[last]["method"]))
+    chosen = method_settings(flat[last]["method"])
+    _check_leftovers(flat[:last], {**chosen, **{name: 0 for layer in flat[last:] for name in layer}})
+    flat.insert(last, chosen)
     merged: Settings = {}
     for layer in flat:
-        overrides = _deep(merged.get(_OVERRIDES, {}), layer.get(_OVERRIDES, {}))
+        overrides = deep_merge(merged.get(_OVERRIDES, {}), layer.get(_OVERRIDES, {}))
         merged |= layer
         if overrides:
             merged[_OVERRIDES] = overrides
     return _build(merged)
+
+
+def _check_leftovers(earlier: list[Settings], settled: Mapping[str, Any]) -> None:
+    """Refuse settings that an earlier layer has from its own method, and that nothing after it settles."""
+    for layer in earlier:
+        method = METHODS.get(layer.get("method", ""))
+        for name, value in method.changes.items() if method else ():
+            if name not in settled and layer.get(name) == value:
+                raise ConfigError(
+                    f"{name} is {value!r}, which the file has from its method {layer['method']!r}; with "
+                    f"another method expected --{name} too, or a file without it"
+                )
 
 
 def config_file(name: str) -> Path:
@@ -121,16 +136,16 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
         outer, dot, inner = str(name).partition(".")
         if dot:
             value = {inner: value}
-        found = _deep(found, {outer: _nested(value) if isinstance(value, Mapping) else value})
+        found = deep_merge(found, {outer: _nested(value) if isinstance(value, Mapping) else value})
     return found
 
 
-def _deep(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+def deep_merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """The old mapping with what the new one sets, at all depths."""
     found = dict(old)
     for name, value in new.items():
         both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
-        found[name] = _deep(found[name], value) if both else value
+        found[name] = deep_merge(found[name], value) if both else value
     return found
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from .models import load_model, save_model
 from .policy import PolicyModel
 from .reference import Reference
 from .rollout_rows import rollout_rows
+from .run_files import CHECKPOINTS
 from .run_folder import RunFolder
 from .sampler import Sampler
 from .stop import stop_signals
@@ -81,20 +83,23 @@ class _Run:
         self.config, self.watch, self.folder = config, watch, folder
         self.seconds: dict[str, float] = defaultdict(float)
         self.evaluations: dict[int, dict[str, Any]] = {}
-        self.done, self.spent, self.skipped = 0, 0.0, 0.0
+        self.done, self.saved, self.skipped = 0, 0, 0.0
         self.reported = False
         _seed(config.seed)
 
+        # What is wrong with the files is said before a model is loaded.
         tasks, unread = data.load_tasks(config.tasks, "train", config.data)
+        tasks, unjudged = data.judged(tasks, config.credit, config.method)
+        eval_source = _evaluation_source(config)
+        found = None if eval_source is None else data.load_tasks(eval_source, "test", config.data)
         model, tokenizer = load_model(config.model, config.policy, seed=config.seed)
         # The chat template of smollm2 knows no tools.
         tool_format = config.policy.tool_format or ("hermes" if config.model == SMOLLM2 else None)
         self.tokenizer, self.template = tokenizer, ChatTemplate(tokenizer, tool_format)
         self.box = _sandbox(config, stack)
-        tasks, unjudged = data.judged(tasks, config.credit, config.method)
         self.tasks = self._usable(config.tasks, tasks, unread | unjudged)
         data.batch_of(len(self.tasks), config.update.prompts, config.seed, 0)
-        self.eval_tasks = self._evaluation_tasks()
+        self.eval_tasks = [] if eval_source is None or found is None else self._usable(eval_source, *found)
 
         policy = PolicyModel(model.to(device))
         reference = Reference(policy, config) if config.loss.beta > 0 else None
@@ -102,9 +107,8 @@ class _Run:
         self.engine = deepspeed.initialize(policy, config, config.steps * per_step)
         self.updater = Updater(self.engine, config, reference)
         self.sampler = Sampler(self.engine, self.template, config.rollout, config.seed, self.box)
-        path = config.output if folder is None else folder.path
         self.checkpoints = Checkpoints(
-            f"{path}/checkpoints", rank=processes.rank(), barrier=processes.barrier
+            Path(config.output) / CHECKPOINTS, rank=processes.rank(), barrier=processes.barrier
         )
         self.tracker = None
         if folder is not None:
@@ -126,7 +130,7 @@ class _Run:
                 if _due(self.done, config.checkpoint.every) or last:
                     self._save()
             interrupted = self.done < config.steps
-            if interrupted and self.done not in self.checkpoints.steps() and self.done > 0:
+            if interrupted and self.done > self.saved:
                 self._save()
         summary = self._summary(interrupted)
         if self.folder is not None and not interrupted:
@@ -156,7 +160,6 @@ class _Run:
                 rows = rollout_rows(rollouts, credit, step=self.done, text_format=self.template.format)
                 self.folder.write_rollouts(self.done, rows)
         seconds = time.perf_counter() - began
-        self.spent += seconds
         metrics["seconds"] = seconds
         metrics["tokens_per_second"] = (metrics["sampled_tokens"] or 0.0) / seconds
         metrics |= {f"seconds/{name}": self.seconds[name] - before.get(name, 0.0) for name in self.seconds}
@@ -193,18 +196,17 @@ class _Run:
                 if processes.rank() == 0:
                     model = self.engine.policy.model
                     save_model(model, self.tokenizer, folder / WEIGHTS, state_dict=weights)
-        best = self._best()
-        if best is not None and best in self.checkpoints.steps():
+        self.saved = self.done
+        best = self._best(self.checkpoints.steps())
+        if best is not None:
             self.checkpoints.mark_best(best, score=_score(self.evaluations[best]))
-        marked = self.checkpoints.best()
-        self.checkpoints.prune(self.config.checkpoint.keep, None if marked is None else marked["step"])
+        self.checkpoints.prune(self.config.checkpoint.keep, best)
         processes.barrier()
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds besides weights, optimiser and schedule."""
         return {
             "done": self.done,
-            "spent": self.spent,
             "seconds": dict(self.seconds),
             "skipped": self.skipped,
             "skipped_in_a_row": self.updater.skipped_in_a_row,
@@ -218,7 +220,7 @@ class _Run:
         step = processes.broadcast(self.checkpoints.newest() if processes.rank() == 0 else None)
         if step is not None:
             state = deepspeed.load_state(self.engine, self.checkpoints.path(step))
-            self.done, self.spent, self.skipped = state["done"], state["spent"], state["skipped"]
+            self.done, self.saved, self.skipped = state["done"], state["done"], state["skipped"]
             self.seconds.update(state["seconds"])
             self.evaluations = state["evaluations"]
             self.updater.skipped_in_a_row = state["skipped_in_a_row"]
@@ -227,9 +229,8 @@ class _Run:
                 torch.cuda.set_rng_state(state["cuda"])
         if self.folder is not None:
             self.folder.cut(self.done)
-        trained = sum(p.numel() for p in self.engine.policy.parameters() if p.requires_grad)
         facts = {
-            "parameters": trained,
+            "parameters": deepspeed.trained_size(self.engine.policy),
             "tasks": len(self.tasks),
             "evaluation_tasks": len(self.eval_tasks),
             "device": str(self.engine.device),
@@ -245,23 +246,14 @@ class _Run:
         kept, unusable = data.usable(tasks, self.template, self.config.rollout.max_prompt_tokens, box)
         lines = data.describe(dropped | unusable)
         for line in lines:
-            self.watch.note(line)
+            self.watch.note(f"{source}: {line}")
         if not kept:
             raise ConfigError(f"{source} holds no task that can be used: {'; '.join(lines)}")
         return kept
 
-    def _evaluation_tasks(self) -> list[Task]:
-        """The tasks that the policy is measured on; none if none are named."""
-        source = self.config.eval_tasks or (EMBEDDED if self.config.tasks == EMBEDDED else None)
-        settings = self.config.evaluation
-        if source is None or not (settings.at_start or settings.at_end or settings.every):
-            return []
-        tasks, unread = data.load_tasks(source, "test", self.config.data)
-        return self._usable(source, tasks, unread)
-
     def _check_rendering(self, rollouts: list[Rollout]) -> None:
         """Report once where the chat template, given a whole conversation, writes other tokens."""
-        if self.reported:
+        if self.reported or self.folder is None:
             return
         for rollout in rollouts[: self.config.update.group_size]:
             schemas = ToolRegistry(rollout.task.tools).schemas()
@@ -283,16 +275,14 @@ class _Run:
             f"{path}. Expected finite numbers: try a lower update.lr, or a checkpoint before it"
         )
 
-    def _best(self) -> int | None:
-        """Steps after which the evaluation was best, the first of equal ones."""
-        scores = {step: _score(found) for step, found in self.evaluations.items()}
+    def _best(self, steps: Collection[int]) -> int | None:
+        """After which of these steps the evaluation was best, the first of equal ones."""
+        scores = {step: _score(found) for step, found in self.evaluations.items() if step in steps}
         known = {step: score for step, score in scores.items() if score is not None}
         return max(known, key=lambda step: (known[step], -step), default=None)
 
     def _summary(self, interrupted: bool) -> dict[str, Any]:
         """What the run came to."""
-        steps = sorted(self.evaluations)
-        measured = [step for step in steps if step == 0 or step == self.done]
         return {
             "method": self.config.method,
             "model": self.config.model,
@@ -300,12 +290,12 @@ class _Run:
             "seed": self.config.seed,
             "steps": self.done,
             "interrupted": interrupted,
-            "seconds": self.spent,
+            "seconds": sum(self.seconds.values()),
             "seconds_by_phase": dict(self.seconds),
             "skipped": self.skipped,
-            "before": self.evaluations[0] if 0 in measured else None,
-            "after": self.evaluations[self.done] if self.done in measured and self.done else None,
-            "best": self._best(),
+            "before": self.evaluations.get(0),
+            "after": self.evaluations.get(self.done) if self.done else None,
+            "best": self._best(self.evaluations),
         }
 
     def _log(self, values: Mapping[str, float | None]) -> None:
@@ -328,6 +318,14 @@ def _score(evaluation: Mapping[str, Any]) -> float | None:
     """What checkpoints are compared by: Solve-F1, else the share of correct answers."""
     metrics = evaluation["rows"][0]["metrics"]
     return next((float(metrics[name]["mean"]) for name in ("solve_f1", "correct") if metrics[name]), None)
+
+
+def _evaluation_source(config: TrainConfig) -> str | None:
+    """The tasks that the policy is measured on; None where it is not."""
+    settings = config.evaluation
+    if not (settings.at_start or settings.at_end or settings.every):
+        return None
+    return config.eval_tasks or (EMBEDDED if config.tasks == EMBEDDED else None)
 
 
 def _due(done: int, every: int | None) -> bool:
