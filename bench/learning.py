@@ -150,37 +150,44 @@ def do(run: Run) -> None:
     os.replace(part, run.result)
 
 
-def compare(todo: Sequence[Run], jobs: int, minutes: float | None) -> None:
-    """Do what is missing, `jobs` at a time; start nothing new after so many minutes."""
+def compare(todo: Sequence[Run], jobs: int, minutes: float | None) -> int:
+    """Do what is missing, `jobs` at a time; start nothing new after so many minutes. Returns the failures."""
+    failed = 0
     end = None if minutes is None else time.monotonic() + 60 * minutes
 
     def in_time() -> bool:
         return end is None or time.monotonic() < end
 
     def each(pool: ThreadPoolExecutor, tasks: Iterator[tuple[str, Any]]) -> None:
-        live = {}
+        nonlocal failed
+        live: dict[Any, str] = {}
         for name, task in tasks:
             while len(live) >= jobs:
-                finish(wait(live, return_when=FIRST_COMPLETED).done, live)
+                failed += finish(wait(live, return_when=FIRST_COMPLETED).done, live)
             if not in_time():
                 break
             print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
             live[pool.submit(task)] = name
-        finish(wait(live).done, live)
+        failed += finish(wait(live).done, live)
 
     missing = [run for run in todo if not run.result.is_file()]
     seeds = dict.fromkeys(run.seed for run in missing)
     with ThreadPoolExecutor(jobs) as pool:
         each(pool, ((f"warm start {seed}", lambda seed=seed: make_warm_start(seed)) for seed in seeds))
         each(pool, ((run.name, lambda run=run: do(run)) for run in missing))
+    return failed
 
 
-def finish(done: Any, live: dict[Any, str]) -> None:
-    """Take finished tasks out; say which failed, and go on with the others."""
+def finish(done: Any, live: dict[Any, str]) -> int:
+    """Take finished tasks out; say which failed, so that the others go on, and how many."""
+    failed = 0
     for future in done:
         name = live.pop(future)
         if future.exception() is not None:
+            failed += 1
             print(f"{name} failed: {future.exception()}; its log is in {WORK}", file=sys.stderr, flush=True)
+
+    return failed
 
 
 def interval(values: Sequence[float]) -> str:
@@ -230,11 +237,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--table", action="store_true", help="print the table of what is done, and do nothing"
     )
     options = parser.parse_args(arguments)
+    failed = 0
     if not options.table:
         todo = [run for run in runs(options.only) if options.mix in (None, run.mix)]
-        compare(todo, options.jobs, options.minutes)
+        failed = compare(todo, options.jobs, options.minutes)
     print(table())
-    return 0
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

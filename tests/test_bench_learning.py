@@ -76,7 +76,7 @@ def test_a_run_that_fails_does_not_end_the_others(learning, monkeypatch, capsys)
 
     monkeypatch.setattr(learning, "make_warm_start", lambda seed: None)
     monkeypatch.setattr(learning, "do", do)
-    learning.compare(todo, 1, None)
+    assert learning.compare(todo, 1, None) == 1
     assert [run.result.exists() for run in todo] == [False, True, True]
     assert f"{todo[0].name} failed: it broke" in capsys.readouterr().err
 

@@ -173,8 +173,9 @@ def test_equal_prompts_are_prefilled_once(monkeypatch):
     assert len({tuple(tokens) for tokens in script.tokens}) > 1
 
 
-def test_rows_of_long_prompts_are_prefilled_in_parts(monkeypatch):
-    monkeypatch.setattr(decode_module, "_PREFILL_TOKENS", 40)
+@pytest.mark.parametrize(("limit", "value"), [("_PREFILL_TOKENS", 40), ("_PREFILL_KEYS", 90)])
+def test_rows_of_long_prompts_are_prefilled_in_parts(limit, value, monkeypatch):
+    monkeypatch.setattr(decode_module, limit, value)
     model = tiny_model()
     check_logps(model, sample(model, prompts(7), [25, 3]))
 

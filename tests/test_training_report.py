@@ -17,7 +17,7 @@ from matchtir.report.learning_curve import draw_learning_curve, smoothed
 from matchtir.report.training import TrainingDisplay, summary_tables
 from matchtir.train.watch import Silent, Watch
 
-CONFIG = SimpleNamespace(method="matchtir-km", model="embedded", seed=3, output="runs/a")
+CONFIG = SimpleNamespace(method="matchtir-km", model="embedded", tasks="embedded", seed=3, output="runs/a")
 
 
 def evaluation(f1: float, low: float | None = None, high: float | None = None) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def test_pipe_gets_one_aligned_line_a_step_and_no_control_characters():
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
     lines = text.splitlines()
     assert lines[0] == "note: 3 tasks left out"
-    assert lines[1] == "matchtir-km, embedded, seed 3, in runs/a"
+    assert lines[1] == "matchtir-km, embedded on embedded, seed 3, in runs/a"
     assert "parameters 294,000" in lines[2]
     steps = [line for line in lines if re.match(r" *\d+/120 ", line)]
     assert len(steps) == 120

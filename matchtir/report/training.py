@@ -67,7 +67,7 @@ class TrainingDisplay:
         self._console = console or Console(highlight=False)
         self._steps, self._step = steps, 0
         self._recent: deque[Mapping[str, float | None]] = deque(maxlen=_RECENT)
-        self._title, self._phase = "", "loading"
+        self._phase = "loading"
         self._began = time.monotonic()
         self._headed = False
         self._live: Live | None = None
@@ -81,8 +81,8 @@ class TrainingDisplay:
         """Say what is run, and where it begins."""
         shown = dict(facts)
         resumed = shown.pop("resumed", None)
-        self._title = f"{config.method}, {config.model}, seed {config.seed}, in {config.output}"
-        self._say(Text(printable(self._title), "bold"))
+        what = f"{config.method}, {config.model} on {config.tasks}, seed {config.seed}, in {config.output}"
+        self._say(Text(printable(what), "bold"))
         counts = [f"{name.replace('_', ' ')} {_words(value)}" for name, value in shown.items()]
         if counts:
             self._say(Text(printable(", ".join(counts))))
@@ -144,7 +144,7 @@ class TrainingDisplay:
 
     def _left(self) -> float | None:
         """Seconds that are left, by the last steps; None before the first."""
-        known = [seconds for one in self._recent if (seconds := one.get("seconds")) is not None]
+        known = [seconds for one in list(self._recent) if (seconds := one.get("seconds")) is not None]
         return sum(known) / len(known) * (self._steps - self._step) if known else None
 
     def _picture(self) -> Group:
@@ -156,24 +156,25 @@ class TrainingDisplay:
             ProgressBar(total=self._steps, completed=self._step, width=30),
             Text(f"{self._phase}, {elapsed} so far, {_clock(self._left())} left", "dim"),
         )
-        if not self._recent:
+        recent = list(self._recent)  # rich draws in a thread of its own
+        if not recent:
             return Group(head)
         table = Table(box=box.HORIZONTALS, show_edge=False, padding=(0, 1))
         table.add_column("")
         table.add_column("last step", justify="right")
-        table.add_column(f"mean of {len(self._recent)}", justify="right")
-        for one in _SHOWN:
-            self._add_row(table, one, one.metric, one.label)
-            if one.metric == "reward":
-                for kind in sorted(name for name in self._recent[-1] if name.startswith("reward/")):
-                    self._add_row(table, one, kind, f"  {kind.partition('/')[2]}")
-        return Group(table, head)
+        table.add_column(f"mean of {len(recent)}", justify="right")
 
-    def _add_row(self, table: Table, shown: _Shown, metric: str, label: str) -> None:
-        """One metric: of the last step, and its mean over the last ones."""
-        known = [value for one in self._recent if (value := one.get(metric)) is not None]
-        mean = sum(known) / len(known) if known else None
-        table.add_row(Text(printable(label)), shown.cell(self._recent[-1].get(metric)), shown.cell(mean))
+        def add_row(shown: _Shown, metric: str, label: str) -> None:
+            known = [value for one in recent if (value := one.get(metric)) is not None]
+            mean = sum(known) / len(known) if known else None
+            table.add_row(Text(printable(label)), shown.cell(recent[-1].get(metric)), shown.cell(mean))
+
+        for one in _SHOWN:
+            add_row(one, one.metric, one.label)
+            if one.metric == "reward":
+                for kind in sorted(name for name in recent[-1] if name.startswith("reward/")):
+                    add_row(one, kind, f"  {kind.partition('/')[2]}")
+        return Group(table, head)
 
 
 def summary_tables(summary: Mapping[str, Any]) -> Group:

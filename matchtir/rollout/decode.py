@@ -22,6 +22,8 @@ from .sampling import Streams, choose
 
 _PREFILL_TOKENS = 16384
 """Tokens of prompts or replies, padding included, in one pass."""
+_PREFILL_KEYS = 2**18
+"""Keys that one pass reads, rows times the longest: attention with a mask may copy them for each head."""
 _FORCED_AT_MOST = 12
 """A longer reply is prefilled in a pass of its own; a shorter one goes along with the others' sampling."""
 
@@ -169,7 +171,8 @@ class _Wave:
     def _prefill(self, chosen: Sequence[int]) -> dict[int, Tensor]:
         """Feed all that these rows have to feed; the logits after it, by row."""
         found: dict[int, Tensor] = {}
-        for part in _parts(chosen, [len(self._rows[s].feed) for s in chosen]):
+        feeds = [len(self._rows[s].feed) for s in chosen]
+        for part in _parts(chosen, feeds, [self._rows[s].length for s in chosen]):
             width = max(len(self._rows[s].feed) for s in part)
             found |= zip(part, self._forward(part, width), strict=True)
         return found
@@ -232,17 +235,16 @@ class _Wave:
         return torch.as_tensor(np.asarray(values, dtype=np.int64)).to(self._engine.device)
 
 
-def _parts(slots: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Slots in parts of like lengths, each of at most `_PREFILL_TOKENS` with padding, or one slot."""
-    order = sorted(zip(lengths, slots, strict=True), reverse=True)
+def _parts(slots: Sequence[int], feeds: Sequence[int], before: Sequence[int]) -> Iterator[list[int]]:
+    """Slots in parts of like feeds, each within `_PREFILL_TOKENS` and `_PREFILL_KEYS`, or one slot."""
     part: list[int] = []
-    width = 0
-    for length, slot in order:
-        if part and width * (len(part) + 1) > _PREFILL_TOKENS:
+    width = keys = 0
+    for feed, length, slot in sorted(zip(feeds, before, slots, strict=True), reverse=True):
+        width, keys = max(width, feed), max(keys, length + feed)
+        rows = len(part) + 1
+        if part and (width * rows > _PREFILL_TOKENS or keys * rows > _PREFILL_KEYS):
             yield part
-            part = []
-        if not part:
-            width = length
+            part, width, keys = [], feed, length + feed
         part.append(slot)
     if part:
         yield part
