@@ -15,18 +15,19 @@
 
 from __future__ import annotations
 
-from .credit import CreditConfig, assign_credit
+from .credit import CreditConfig, assign_advantages, assign_credit, assign_rewards
 from .errors import BackendError, ConfigError, ConvergenceWarning, InputError, MatchtirError, RowError
 from .loss import LossConfig, ModelOutputs, policy_loss, token_logps
 from .matching import match
 from .parse import parse_messages, parse_turn, trajectory_from_row
 from .scatter import scatter, spans_from_mask
 from .similarity import similarity
-from .types import Credit, Ragged, RaggedMatrix, ToolCall, Trajectory, Turn
+from .types import Advantages, Credit, Ragged, RaggedMatrix, Rewards, ToolCall, Trajectory, Turn
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advantages",
     "BackendError",
     "ConfigError",
     "ConvergenceWarning",
@@ -38,11 +39,14 @@ __all__ = [
     "ModelOutputs",
     "Ragged",
     "RaggedMatrix",
+    "Rewards",
     "RowError",
     "ToolCall",
     "Trajectory",
     "Turn",
+    "assign_advantages",
     "assign_credit",
+    "assign_rewards",
     "match",
     "parse_messages",
     "parse_turn",

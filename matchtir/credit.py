@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from . import advantages as adv
 from .advantages import Baseline, Integration
@@ -25,7 +26,7 @@ from .matching import Cost, Matching, match
 from .parse import trajectory_from_row
 from .rewards import outcome_rewards, trajectory_returns, turn_rewards
 from .similarity import NameMatch, ValueMatch, similarity
-from .types import LARGEST_REWARD, Credit, Ragged, ToolCall, Trajectory
+from .types import LARGEST_REWARD, Advantages, Credit, Ragged, Rewards, ToolCall, Trajectory
 
 IntegrationOrAuto = Literal["auto", Integration]
 Reward = Literal["matchtir", "outcome", "toolrl", "ftrl"]
@@ -195,9 +196,54 @@ def assign_credit(
     >>> assign_credit([rollout, {**rollout, "turns": ["<answer>brick</answer>"]}]).returns.tolist()
     [1.0, 0.0]
     """
-    config = CreditConfig() if config is None else config
-    if not isinstance(config, CreditConfig):
-        raise ConfigError(f"config is a {type(config).__name__}; expected a CreditConfig (see from_dict)")
+    trajectories = _trajectories(rollouts)
+    rewards = assign_rewards(trajectories, config)
+    ids = adv.group_ids([trajectory.group for trajectory in trajectories])
+    advantages = assign_advantages(rewards.turn_rewards, rewards.returns, ids, config)
+    return Credit(
+        similarity=rewards.similarity,
+        matches=rewards.matches,
+        call_rewards=rewards.call_rewards,
+        turn_rewards=rewards.turn_rewards,
+        returns=rewards.returns,
+        trajectory_advantages=advantages.trajectory,
+        turn_level_advantages=advantages.turn_level,
+        turn_advantages=advantages.turn,
+        malformed=rewards.malformed,
+        group_ids=ids,
+    )
+
+
+def assign_rewards(
+    rollouts: Sequence[Trajectory | Mapping[str, Any]], config: CreditConfig | None = None
+) -> Rewards:
+    """The half of :func:`assign_credit` that looks at each rollout alone.
+
+    Where a group's rollouts lie in several processes, each process rewards its own, and
+    :func:`assign_advantages` then compares the rewards of all.
+
+    Parameters
+    ----------
+    rollouts, config
+        As for :func:`assign_credit`; groups do not matter.
+
+    Returns
+    -------
+    Rewards
+        Of each call, turn and rollout.
+
+    Raises
+    ------
+    InputError, ConfigError
+        As :func:`assign_credit`.
+
+    Examples
+    --------
+    >>> rollout = {"group": 0, "turns": ["<answer>stone</answer>"], "gold_answer": "Stone"}
+    >>> assign_rewards([rollout]).turn_rewards.tolist()
+    [[1.0]]
+    """
+    config = _config(config)
     trajectories = _trajectories(rollouts)
     predicted = [[call for turn in x.turns for call in turn.calls] for x in trajectories]
     scores = similarity(
@@ -220,37 +266,74 @@ def assign_credit(
     counts = np.array([len(turn.calls) for x in trajectories for turn in x.turns], dtype=np.int64)
     calls_per_turn = Ragged.from_lengths(counts, [len(x.turns) for x in trajectories])
     outcomes = outcome_rewards(trajectories)
-    rewards = turn_rewards(call_rewards, calls_per_turn, outcomes)
+    by_turn = turn_rewards(call_rewards, calls_per_turn, outcomes)
     if config.reward == "matchtir":
-        returns = trajectory_returns(rewards)
+        returns = trajectory_returns(by_turn)
     elif config.reward == "outcome":
         returns = outcomes
     else:
         returns = (toolrl_rewards if config.reward == "toolrl" else ftrl_rewards)(trajectories)
-
-    ids = adv.group_ids([trajectory.group for trajectory in trajectories])
-    whole = adv.trajectory_advantages(returns, ids, normalize_std=config.normalize_std, eps=config.eps)
-    level = adv.turn_level_advantages(
-        adv.turn_returns(rewards, config.gamma),
-        ids,
-        baseline=config.baseline,
-        normalize_std=config.normalize_std,
-        eps=config.eps,
-    )
-    integrated = adv.integrate(whole, level, rewards, integration=config.resolved_integration, eps=config.eps)
     malformed = [sum([call.malformed is not None for call in calls]) for calls in predicted]
-    return Credit(
+    return Rewards(
         similarity=scores,
         matches=matches,
         call_rewards=call_rewards,
-        turn_rewards=rewards,
+        turn_rewards=by_turn,
         returns=returns,
-        trajectory_advantages=whole,
-        turn_level_advantages=level,
-        turn_advantages=integrated,
         malformed=np.asarray(malformed, dtype=np.int64),
-        group_ids=ids,
     )
+
+
+def assign_advantages(
+    turn_rewards: Ragged, returns: npt.ArrayLike, group_ids: npt.ArrayLike, config: CreditConfig | None = None
+) -> Advantages:
+    """The half of :func:`assign_credit` that compares the rollouts of a group.
+
+    Parameters
+    ----------
+    turn_rewards : Ragged of float, B rollouts
+        One entry a turn.
+    returns : array_like of float, shape (B,)
+        R_i, what whole rollouts are compared by; rewards from elsewhere may be added to it.
+    group_ids : array_like of int, shape (B,)
+        Which rollouts belong together.
+    config : CreditConfig, optional
+        Its `gamma`, `baseline`, `normalize_std`, `eps` and integration; the paper's if None.
+
+    Returns
+    -------
+    Advantages
+        Of each rollout and turn.
+
+    Raises
+    ------
+    InputError
+        If the arguments describe different rollouts, or a value is not finite.
+    ConfigError
+        If `config` is no CreditConfig.
+
+    Examples
+    --------
+    >>> rewards = Ragged.from_lists([[1.0, 1.0], [0.0]])
+    >>> assign_advantages(rewards, [2.0, 0.0], [0, 0], CreditConfig(integration="trajectory")).turn.lengths
+    array([2, 1])
+    """
+    config = _config(config)
+    by_std: dict[str, Any] = {"normalize_std": config.normalize_std, "eps": config.eps}
+    whole = adv.trajectory_advantages(returns, group_ids, **by_std)
+    later = adv.turn_returns(turn_rewards, config.gamma)
+    level = adv.turn_level_advantages(later, group_ids, baseline=config.baseline, **by_std)
+    integration = config.resolved_integration
+    integrated = adv.integrate(whole, level, turn_rewards, integration=integration, eps=config.eps)
+    return Advantages(trajectory=whole, turn_level=level, turn=integrated)
+
+
+def _config(config: CreditConfig | None) -> CreditConfig:
+    """The configuration, the paper's if there is none."""
+    config = CreditConfig() if config is None else config
+    if not isinstance(config, CreditConfig):
+        raise ConfigError(f"config is a {type(config).__name__}; expected a CreditConfig (see from_dict)")
+    return config
 
 
 def _trajectories(rollouts: Sequence[Trajectory | Mapping[str, Any]]) -> list[Trajectory]:

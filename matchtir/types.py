@@ -372,6 +372,35 @@ class RaggedMatrix:
 
 
 @dataclass(frozen=True, slots=True)
+class Rewards:
+    """What :func:`matchtir.assign_rewards` found; the attributes are those of :class:`Credit`."""
+
+    similarity: RaggedMatrix
+    matches: Ragged
+    call_rewards: Ragged
+    turn_rewards: Ragged
+    returns: FloatArray
+    malformed: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Advantages:
+    """What :func:`matchtir.assign_advantages` found.
+
+    Attributes
+    ----------
+    trajectory : ndarray of float64, shape (B,)
+        A^g.
+    turn_level, turn : Ragged of float64
+        A^l before integration, and the integrated advantage; one a turn.
+    """
+
+    trajectory: FloatArray
+    turn_level: Ragged
+    turn: Ragged
+
+
+@dataclass(frozen=True, slots=True)
 class Credit:
     """What :func:`matchtir.assign_credit` found, rollout by rollout.
 
