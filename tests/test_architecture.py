@@ -47,6 +47,7 @@ LAYERS = {
     "scatter": 2,
     "loss": 2,
     "credit": 3,
+    "methods": 3,
     "tools": 3,
     "tasks": 3,
     "rollout": 3,

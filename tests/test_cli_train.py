@@ -16,9 +16,9 @@ import pytest
 from matchtir import cli
 from matchtir.cli import export, train
 from matchtir.errors import ConfigError, InputError
+from matchtir.methods import METHODS
 from matchtir.train.checkpoints import STATE, WEIGHTS, Checkpoints
 from matchtir.train.config import TrainConfig
-from matchtir.train.methods import METHODS
 from matchtir.train.run_folder import RunFolder
 from matchtir.train.settings import known_settings, resolve
 

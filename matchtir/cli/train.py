@@ -13,12 +13,12 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import ConfigError
+from ..methods import METHODS
 from ..report.learning_curve import draw_learning_curve
 from ..report.training import TrainingDisplay, methods_table
 from ..train import run_files
 from ..train.checkpoints import Checkpoints
 from ..train.config import EMBEDDED, SMOLLM2, TrainConfig
-from ..train.methods import METHODS
 from ..train.run_folder import check_output, settings_of
 from ..train.settings import config_file, resolve
 from ..train.watch import Silent, Watch

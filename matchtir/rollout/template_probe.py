@@ -95,15 +95,10 @@ def probe(renderer: Renderer, tool_format: str | None) -> Facts:
     ConfigError
         As :class:`matchtir.rollout.template.ChatTemplate` does.
     """
-    if not getattr(renderer.tokenizer, "chat_template", None):
-        raise ConfigError(f"the tokenizer {renderer.name} has no chat template; expected a chat model's")
-    if tool_format is not None and tool_format not in formats():
-        raise ConfigError(f"policy.tool_format is {tool_format!r}; expected one of {', '.join(formats())}")
-    own = _TOOL not in renderer.attempt([_USER], tools=True)
+    format, own = call_format(renderer, tool_format)
     merged = own and _VALUE not in renderer.attempt(
         [{"role": "system", "content": _VALUE}, _USER], tools=False
     )
-    format = _own_format(renderer, tool_format) if own else _template_format(renderer, tool_format)
     marker, stop_ids = _stops(renderer, format, own)
     facts = Facts(format, own, merged, marker, stop_ids)
     for most in _MOST_CALLS[-1:] if own else _MOST_CALLS:
@@ -119,6 +114,22 @@ def probe(renderer: Renderer, tool_format: str | None) -> Facts:
             f"({renderer.refusal or 'it leaves them out, or names the tools in them'})"
         )
     return facts
+
+
+def call_format(renderer: Renderer, tool_format: str | None) -> tuple[str, bool]:
+    """Parser of the calls that a model with this template writes, and whether the template knows no tools.
+
+    Raises
+    ------
+    ConfigError
+        If there is no chat template, or no parser is named or found that reads its calls.
+    """
+    if not getattr(renderer.tokenizer, "chat_template", None):
+        raise ConfigError(f"the tokenizer {renderer.name} has no chat template; expected a chat model's")
+    if tool_format is not None and tool_format not in formats():
+        raise ConfigError(f"tool_format is {tool_format!r}; expected one of {', '.join(formats())}")
+    own = _TOOL not in renderer.attempt([_USER], tools=True)
+    return (_own_format if own else _template_format)(renderer, tool_format), own
 
 
 def tail_after_turn(renderer: Renderer, facts: Facts, observations: Sequence[str]) -> str:
@@ -164,7 +175,7 @@ def _own_format(renderer: Renderer, wanted: str | None) -> str:
     if wanted in OWN_FORMATS:
         return str(wanted)
     raise ConfigError(
-        f"the chat template of {renderer.name} knows no tools and policy.tool_format is {wanted!r}; expected "
+        f"the chat template of {renderer.name} knows no tools and tool_format is {wanted!r}; expected "
         f"the form in which tools are described and calls are read, one of {', '.join(OWN_FORMATS)}"
     )
 
@@ -183,7 +194,7 @@ def _template_format(renderer: Renderer, wanted: str | None) -> str:
     shown = f"writes calls as {written[-160:]!r}" if written else "writes no calls"
     expected = found or "the name of the parser that reads what the model writes"
     raise ConfigError(
-        f"policy.tool_format is {wanted!r} and the chat template of {renderer.name} {shown}; "
+        f"tool_format is {wanted!r} and the chat template of {renderer.name} {shown}; "
         f"expected {expected} (parsers: {', '.join(formats())})"
     )
 

@@ -11,8 +11,8 @@ from typing import Any, get_type_hints
 
 from ..config import from_dict
 from ..errors import ConfigError
+from ..methods import METHODS, Settings, method_settings
 from .config import TrainConfig
-from .methods import METHODS, Settings, method_settings
 
 _OVERRIDES = "deepspeed.overrides"
 
