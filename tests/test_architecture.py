@@ -65,7 +65,7 @@ ACROSS = {("types", "errors"), ("config", "errors"), ("rollout", "tools"), ("tra
 
 # Packages that may be missing, and the files that may import them.
 OPTIONAL = {
-    "torch": ("scatter.py", "loss.py", "train/", "rollout/", "ops/"),
+    "torch": ("scatter.py", "loss.py", "train/", "rollout/", "ops/", "integrations/"),
     "pyarrow": ("files/parquet.py", "rows/parquet.py"),
     "datasets": ("tasks/hub.py",),
     "jsonschema": ("tools/arguments.py",),
@@ -86,7 +86,7 @@ OPTIONAL = {
     "safetensors": ("train/models.py", "train/embedded/"),
     "matplotlib": ("report/learning_curve.py",),
     **dict.fromkeys(("wandb", "mlflow", "trackio"), ("train/trackers.py",)),
-    "trl": ("integrations/trl.py",),
+    **dict.fromkeys(("trl", "accelerate"), ("integrations/trl.py",)),
     "verl": ("integrations/verl.py",),
 }
 

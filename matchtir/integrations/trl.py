@@ -1,0 +1,365 @@
+"""TRL's `GRPOTrainer` with credit by turn: import it from here, and change nothing else.
+
+    rollouts of TRL -_calculate_rewards-> turn rewards -all processes-> turn advantages
+        -_generate_and_score_completions-> advantages of tokens, shape (B, T) -TRL's loss-> step
+
+What TRL does is left to TRL: three of its methods are called and what they return is read or changed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..advantages import integrate
+from ..credit import CreditConfig, assign_advantages, assign_rewards
+from ..errors import ConfigError, InputError
+from ..scatter import scatter
+from ..types import Advantages, FloatArray, IntArray, Ragged, Rewards
+from .settings import credit_config
+from .turns import TurnReader
+
+try:
+    import trl
+    from accelerate.utils import gather_object
+except ImportError as error:
+    raise ImportError('this needs TRL: pip install "matchtir[trl]"') from error
+
+__all__ = ["TESTED", "GRPOConfig", "GRPOTrainer"]
+
+TESTED = ("1.16",)
+"""Versions of TRL with which the tests pass."""
+
+_HOOKS = {
+    "_generate": ["self", "prompts"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_generate_and_score_completions": ["self", "inputs"],
+}
+_NEEDS = {"matchtir": "gold_calls", "toolrl": "gold_calls", "outcome": "gold_answer", "ftrl": "sub_answers"}
+_LOGGED_TURNS = 10
+
+
+def check_host(version: str, host: type) -> None:
+    """Refuse a TRL whose trainer has not the methods that are changed here, and warn of an untested one.
+
+    Raises
+    ------
+    ImportError
+        The message names the method and the tested versions.
+    """
+    for name, expected in _HOOKS.items():
+        method = getattr(host, name, None)
+        found = None if method is None else list(inspect.signature(method).parameters)
+        if found != expected:
+            came = "is not there" if found is None else f"takes ({', '.join(found)})"
+            raise ImportError(
+                f"GRPOTrainer.{name} of TRL {version} {came}; expected ({', '.join(expected)}), as in the "
+                f"tested versions: {', '.join(TESTED)}"
+            )
+    if ".".join(version.split(".")[:2]) not in TESTED:
+        warnings.warn(
+            f"matchtir is tested with TRL {', '.join(TESTED)}, and this is {version}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+check_host(trl.__version__, trl.GRPOTrainer)
+
+
+@dataclass
+class GRPOConfig(trl.GRPOConfig):  # type: ignore[misc]
+    """TRL's settings and those of the credit. TRL's own `GRPOConfig` does as well, with these defaults.
+
+    Parameters
+    ----------
+    credit_method : str
+        One of :data:`matchtir.methods.METHODS`, without those that also set the loss or the turns.
+    credit_fields : dict or JSON text, optional
+        Fields of :class:`matchtir.CreditConfig` that differ from the method's.
+    gold_calls_column, gold_answer_column, sub_answers_column : str
+        Columns of the data set. A row without a value is rewarded by the other reward functions alone.
+    tool_format : str, optional
+        Parser of the calls; None: found from the chat template.
+    """
+
+    credit_method: str = field(default="matchtir-km", metadata={"help": "How credit is assigned."})
+    credit_fields: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Fields of CreditConfig that differ from the method's, as JSON."}
+    )
+    gold_calls_column: str = field(default="ground_truth", metadata={"help": "Column of the gold calls."})
+    gold_answer_column: str = field(default="answer", metadata={"help": "Column of the gold answer."})
+    sub_answers_column: str = field(
+        default="sub_answers", metadata={"help": "Column of the sub-answers by tool, for the FTRL reward."}
+    )
+    tool_format: str | None = field(
+        default=None, metadata={"help": "Parser of the calls; found from the chat template if not given."}
+    )
+
+
+_DEFAULTS = {one.name: one.default for one in fields(GRPOConfig) if one.name in GRPOConfig.__annotations__}
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What is ours of the arguments."""
+
+    credit: CreditConfig
+    columns: Mapping[str, str]
+    tool_format: str | None
+
+    @classmethod
+    def of(cls, args: Any) -> _Settings:
+        """Read from TRL's arguments, where they may be missing."""
+        ours: Any = {name: getattr(args, name, default) for name, default in _DEFAULTS.items()}
+        changes = ours["credit_fields"] or {}
+        if isinstance(changes, str):
+            try:
+                changes = json.loads(changes)
+            except ValueError as error:
+                raise ConfigError(f"credit_fields is {changes!r:.80}, which is no JSON: {error}") from error
+        if not isinstance(changes, Mapping):
+            raise ConfigError(f"credit_fields is {changes!r:.80}; expected names and values")
+        if getattr(args, "scale_rewards", None) == "none":
+            changes = {"normalize_std": False, **changes}
+        columns = {name: ours[f"{name}_column"] for name in ("gold_calls", "gold_answer", "sub_answers")}
+        return cls(credit_config(ours["credit_method"], changes), columns, ours["tool_format"])
+
+    @property
+    def needed(self) -> str:
+        """The column without which nothing can be judged."""
+        return self.columns[_NEEDS[self.credit.reward]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """Rollouts of this process."""
+
+    spans: Ragged
+    rewards: Rewards
+    judged: list[bool]
+    prompts: list[int]
+    """A number that is equal for equal rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _All:
+    """Rollouts of all processes, in the order in which TRL gathers them."""
+
+    turn_rewards: Ragged
+    advantages: Advantages
+    tokens: IntArray
+    """Own tokens of each turn."""
+    group_ids: IntArray
+    calls: dict[str, int]
+
+
+class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
+    """TRL's trainer, whose advantages are those of MatchTIR: one a turn.
+
+    The arguments are TRL's. `reward_funcs` may be left out; a reward "matchtir", the trajectory's return, is
+    added to it, and the other reward functions, times their weights, add to the trajectory level. `args` may
+    be a :class:`GRPOConfig` from here.
+
+    Raises
+    ------
+    ConfigError
+        If the settings of the credit are impossible, no parser reads the model's calls, or the data set lacks
+        the column that the method judges by.
+    """
+
+    reward_weights: torch.Tensor
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        *others: Any,
+        **named: Any,
+    ) -> None:
+        self._credit = _Settings.of(args)
+        self._own: _Own | None = None
+        self._all: _All | None = None
+        self._masks: list[Sequence[int]] | None = None
+        _check_columns(getattr(train_dataset, "column_names", None), self._credit.needed)
+
+        def matchtir(**_: Any) -> list[float | None]:
+            """The return of each rollout."""
+            assert self._own is not None
+            found = zip(self._own.rewards.returns.tolist(), self._own.judged, strict=True)
+            return [value if judged else None for value, judged in found]
+
+        # TRL refuses to have no reward at all; given weights are those of the given functions.
+        alone = reward_funcs is None or reward_funcs == []
+        super().__init__(model, [matchtir] if alone else reward_funcs, args, train_dataset, *others, **named)
+        if not alone:
+            self.reward_funcs.append(matchtir)
+            self.reward_func_names.append("matchtir")
+            self.reward_processing_classes.append(None)
+            self.reward_weights = torch.cat([self.reward_weights, torch.ones(1)])
+        self._column = self.reward_funcs.index(matchtir)
+        self._reader = TurnReader(
+            self._tokenizer, self._credit.tool_format, stop_ids=getattr(self, "eos_token_ids", ())
+        )
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        """TRL's; keeps the mask of what the environment wrote."""
+        output = super()._generate(prompts)
+        self._masks = output[2]
+        return output
+
+    def _calculate_rewards(
+        self, inputs: list[Any], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
+    ) -> torch.Tensor:
+        """TRL's; turns are rewarded before, and compared with those of all processes after."""
+        self._own = self._reward(inputs, completion_ids_list)
+        rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._all = self._compare(self._own, rewards)
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
+        """TRL's; advantages of rollouts are replaced by those of tokens, shape (B, T)."""
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        own, found = self._own, self._all
+        assert own is not None
+        assert found is not None
+        turns = found.advantages.turn
+        if self.args.scale_rewards == "batch" or self.multi_objective_aggregation != "sum_then_normalize":
+            # Trajectories as TRL compares them, which is not inside a group.
+            whole = self.accelerator.gather(output["advantages"]).double().cpu().numpy()
+            turns = integrate(
+                whole,
+                found.advantages.turn_level,
+                found.turn_rewards,
+                integration=self._credit.credit.resolved_integration,
+                eps=self._credit.credit.eps,
+            )
+        first = self.accelerator.process_index * len(own.spans)
+        mine = Ragged.from_lists([turns[b].tolist() for b in range(first, first + len(own.spans))])
+        tokens = scatter(mine, own.spans, tuple(output["completion_ids"].shape))
+        output["advantages"] = torch.from_numpy(tokens).to(output["advantages"])
+        self._log_credit(found, turns)
+        return output
+
+    def _reward(self, inputs: list[Any], completion_ids: list[Sequence[int]]) -> _Own:
+        """Turns of this process's rollouts and their rewards."""
+        _check_columns(list(inputs[0]), self._credit.needed)
+        masks: Sequence[Sequence[int] | None] = self._masks or [None] * len(completion_ids)
+        rows = [{name: row.get(column) for name, column in self._credit.columns.items()} for row in inputs]
+        read = [
+            self._reader.read(ids, mask, {**row, "group": b})
+            for b, (ids, mask, row) in enumerate(zip(completion_ids, masks, rows, strict=True))
+        ]
+        trajectories = [trajectory for trajectory, _ in read]
+        rewards = assign_rewards(trajectories, self._credit.credit)
+        judged = [row[_NEEDS[self._credit.credit.reward]] is not None for row in rows]
+        if not all(judged):
+            kept = np.repeat(judged, rewards.turn_rewards.lengths)
+            turns = Ragged(np.where(kept, rewards.turn_rewards.values, 0.0), rewards.turn_rewards.offsets)
+            rewards = replace(rewards, turn_rewards=turns, returns=np.where(judged, rewards.returns, 0.0))
+        lengths = [len(spans) for _, spans in read]
+        flat = np.concatenate([spans for _, spans in read]) if read else np.empty((0, 2), dtype=np.int64)
+        return _Own(
+            Ragged.from_lengths(flat, lengths),
+            rewards,
+            judged,
+            [_number(row, self._credit) for row in inputs],
+        )
+
+    def _compare(self, own: _Own, rewards: torch.Tensor) -> _All:
+        """Advantages over whole groups, which may lie in several processes."""
+        returns = own.rewards.returns.tolist()
+        facts = gather_object(
+            [
+                (returns[b], turns.tolist(), (spans[:, 1] - spans[:, 0]).tolist(), own.prompts[b])
+                for b, (turns, spans) in enumerate(zip(own.rewards.turn_rewards, own.spans, strict=True))
+            ]
+        )
+        matches = own.rewards.matches.values
+        calls = {
+            "made": len(matches),
+            "matched": int((matches >= 0).sum()),
+            "malformed": int(own.rewards.malformed.sum()),
+        }
+        counts = gather_object([calls])
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        _check_groups([prompt for *_, prompt in facts], size)
+        weighted = (rewards * self.reward_weights.to(rewards.device)).double().nan_to_num().cpu().numpy()
+        weighted[:, self._column] = float(self.reward_weights[self._column]) * np.array([f[0] for f in facts])
+        turn_rewards = Ragged.from_lists([turns for _, turns, *_ in facts])
+        ids = np.arange(len(facts), dtype=np.int64) // size
+        return _All(
+            turn_rewards=turn_rewards,
+            advantages=assign_advantages(turn_rewards, weighted.sum(axis=1), ids, self._credit.credit),
+            tokens=np.array([n for _, _, lengths, _ in facts for n in lengths], dtype=np.int64),
+            group_ids=ids,
+            calls={name: sum(one[name] for one in counts) for name in calls},
+        )
+
+    def _log_credit(self, found: _All, turns: Ragged) -> None:
+        """Metrics, and the mean over own tokens where TRL shows a rollout's advantage."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        made = found.calls["made"] or np.nan
+        metrics["credit/turn_reward"].append(_mean(found.turn_rewards.values))
+        metrics["credit/matched"].append(found.calls["matched"] / made)
+        metrics["credit/malformed"].append(found.calls["malformed"] / made)
+        rollout = turns.problem
+        signal = np.zeros(len(turns), dtype=bool)
+        signal[rollout[turns.values != 0.0]] = True
+        groups = np.bincount(found.group_ids, weights=signal) > 0
+        metrics["credit/groups_without_signal"].append(1.0 - _mean(groups))
+        index = np.arange(len(turns.values)) - np.repeat(turns.offsets[:-1], turns.lengths)
+        for t in range(min(_LOGGED_TURNS, int(index.max(initial=-1)) + 1)):
+            metrics[f"credit/advantage_turn_{t + 1}"].append(_mean(turns.values[index == t]))
+
+        shown = self._logs["advantages"]
+        for _ in range(min(len(turns), len(shown))):
+            shown.pop()
+        total = np.bincount(rollout, weights=turns.values * found.tokens, minlength=len(turns))
+        own = np.bincount(rollout, weights=found.tokens, minlength=len(turns))
+        shown.extend((total / np.maximum(own, 1)).tolist())
+
+
+def _check_columns(found: Any, needed: str) -> None:
+    """Refuse a data set that lacks a column, if its columns are known."""
+    if isinstance(found, list) and needed not in found:
+        raise ConfigError(
+            f"the data set has no column {needed!r}, which the method judges by; it has "
+            f"{', '.join(map(str, found))} (gold_calls_column, gold_answer_column and sub_answers_column of "
+            "matchtir.integrations.trl.GRPOConfig name other columns)"
+        )
+
+
+def _check_groups(prompts: Sequence[int], size: int) -> None:
+    """Refuse rollouts that are not whole groups, one after the other."""
+    if len(prompts) % size:
+        raise InputError(f"{len(prompts)} rollouts are no whole groups of {size}")
+    for first in range(0, len(prompts), size):
+        other = next((b for b in range(first, first + size) if prompts[b] != prompts[first]), None)
+        if other is not None:
+            raise InputError(
+                f"rollouts {first} and {other} of the batch are of different prompts; expected {size} of "
+                "each prompt, one after the other: a group must not be split over batches"
+            )
+
+
+def _number(row: Mapping[str, Any], settings: _Settings) -> int:
+    """The same number for rows of the same prompt, in every process."""
+    names = ("prompt", "environment", *settings.columns.values())
+    text = json.dumps([row.get(name) for name in names], default=lambda value: type(value).__name__)
+    return zlib.crc32(text.encode())
+
+
+def _mean(values: FloatArray | np.ndarray[Any, Any]) -> float:
+    """Mean; not a number, which TRL passes over, if there is none."""
+    return float(np.mean(values)) if len(values) else float("nan")
