@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from matchtir.advantages import integrate, trajectory_advantages, turn_level_advantages, turn_returns
 from matchtir.baselines import ftrl_reward, toolrl_reward
-from matchtir.credit import CreditConfig, assign_credit
+from matchtir.credit import CreditConfig, assign_advantages, assign_credit, assign_rewards
 from matchtir.errors import ConfigError, InputError
-from matchtir.types import Credit, ToolCall, Trajectory, Turn
+from matchtir.types import Credit, Ragged, ToolCall, Trajectory, Turn
 
 EPS = 1e-6
 
@@ -445,6 +445,30 @@ def test_credit_follows_a_permutation_and_needs_no_other_group(
     alone = assign_credit([batch[b] for b in mates], config)
     for to, b in enumerate(mates):
         np.testing.assert_allclose(alone.turn_advantages[to], credit.turn_advantages[b], atol=1e-9)
+
+
+@given(st.lists(trajectories, max_size=7), configs, st.integers(0, 7))
+@settings(max_examples=60, deadline=None)
+def test_parts_of_a_batch_rewarded_apart_are_compared_together(
+    batch: list[Trajectory], config: CreditConfig, cut: int
+) -> None:
+    parts = [assign_rewards(batch[:cut], config), assign_rewards(batch[cut:], config)]
+    turns = Ragged.from_lists([one.tolist() for part in parts for one in part.turn_rewards])
+    whole = assign_credit(batch, config)
+    returns = np.concatenate([part.returns for part in parts])
+    found = assign_advantages(turns, returns, whole.group_ids, config)
+    np.testing.assert_allclose(found.turn.values, whole.turn_advantages.values, atol=1e-9)
+    np.testing.assert_allclose(found.turn_level.values, whole.turn_level_advantages.values, atol=1e-9)
+    np.testing.assert_allclose(found.trajectory, whole.trajectory_advantages, atol=1e-9)
+
+
+def test_rewards_from_elsewhere_reach_the_trajectory_level_alone() -> None:
+    turns = Ragged.from_lists([[1.0, 0.0], [0.0, 0.0]])
+    plain = assign_advantages(turns, [1.0, 0.0], [0, 0])
+    added = assign_advantages(turns, [1.0, 4.0], [0, 0])
+    assert plain.trajectory[0] > 0 > added.trajectory[0]
+    assert added.turn_level.tolist() == plain.turn_level.tolist()
+    assert added.turn.tolist() != plain.turn.tolist()
 
 
 @pytest.mark.parametrize("outcome", [1e101, -1e160, 10**400, float("inf")])
