@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -23,7 +24,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 import torch
 import trl
 from datasets import Dataset
-from trl_runs import GROUP, SETTINGS, Script, environments, rows, tasks, trainer
+from trl_runs import GROUP, SETTINGS, Script, environments, rows, tasks, trainer, trl_tokenizer
 
 import matchtir as mt
 from matchtir.errors import ConfigError, InputError
@@ -438,6 +439,26 @@ def test_two_processes_with_deepspeed_have_the_advantages_of_one(tmp_path: Path)
         np.testing.assert_allclose(both["advantages"], alone["advantages"], rtol=1e-6, atol=1e-7)
         assert both["logged"] == pytest.approx(alone["logged"])
         assert np.abs(alone["advantages"]).sum() > 0
+
+
+def test_example_of_the_documentation_trains(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+    (code,) = (
+        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "integrations.trl" in block
+    )
+    load_embedded_policy()[0].save_pretrained(tmp_path / "policy")
+    trl_tokenizer().save_pretrained(tmp_path / "policy")
+    small = "num_generations=4, per_device_train_batch_size=4, max_steps=1, use_cpu=True, bf16=False"
+    for old, new in (
+        ('"Qwen/Qwen3-0.6B"', repr(str(tmp_path / "policy"))),
+        ('"runs/trl"', repr(str(tmp_path / "run"))),
+        ("num_generations=8", f"{small}, max_completion_length=60, report_to='none'"),
+    ):
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code, "docs/integrations.md", "exec"), names)
+    assert names["trainer"].state.log_history[0]["credit/turn_reward"] is not None
 
 
 def test_embedded_policy_is_what_is_trained(tmp_path: Path) -> None:
