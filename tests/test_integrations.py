@@ -75,6 +75,26 @@ def test_without_a_mask_all_is_one_turn_and_nothing_is_none() -> None:
     assert (masked.turns, none.shape) == ((), (0, 2))
 
 
+def test_outputs_are_the_results_of_the_calls_before_them() -> None:
+    tokenizer = chat_tokenizer("qwen2")
+    ids, mask = encoded(tokenizer, [(CALLS["qwen2"] * 2, 1), ("Solnel", 0), ("<answer>Solnel</answer>", 1)])
+    reader = TurnReader(tokenizer)
+    for outputs in ([["Solnel", "Baldor"]], [["Solnel", "Baldor"], []]):
+        found = reader.read(ids, mask, {"group": 0}, outputs)[0]
+        assert [call.result for call in found.calls] == ["Solnel", "Baldor"]
+    others = reader.read(ids, mask, {"group": 0}, [["Solnel"], [], []])[0]
+    assert [call.result for call in others.calls] == [None, None]
+
+
+def test_answer_of_a_data_set_may_be_a_number() -> None:
+    tokenizer = chat_tokenizer("qwen2")
+    ids, _ = encoded(tokenizer, [("<answer>4</answer>", 1)])
+    trajectory, _ = TurnReader(tokenizer).read(ids, None, {"group": 0, "gold_answer": 4})
+    assert assign_rewards([trajectory]).returns.tolist() == [1.0]
+    with pytest.raises(InputError, match="gold_answer is"):
+        TurnReader(tokenizer).read(ids, None, {"group": 0, "gold_answer": True})
+
+
 def test_only_one_stop_id_is_left_out_of_the_text() -> None:
     tokenizer = chat_tokenizer("qwen2")
     extra = tokenizer.convert_tokens_to_ids("<|im_start|>")

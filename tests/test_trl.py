@@ -148,6 +148,38 @@ def test_reward_of_an_environment_adds_too(tmp_path: Path) -> None:
     np.testing.assert_allclose(run.batches[0]["output"]["advantages"].numpy(), want, rtol=1e-5, atol=1e-6)
 
 
+def test_reward_of_ftrl_reads_what_the_tools_returned(tmp_path: Path) -> None:
+    data = rows(TWO)
+    for row, task in zip(data, TWO, strict=True):
+        row["unsolved"] = json.dumps(task.sub_answers)
+    data[1]["unsolved"] = None
+    run = trainer(
+        tmp_path,
+        data,
+        environment_factory=environments(TWO),
+        credit_method="ftrl",
+        sub_answers_column="unsolved",
+        max_steps=1,
+    )
+    run.train()
+    batch = run.batches[0]
+    found = [
+        mt.Trajectory(parse_messages(messages), sub_answers=TWO[0].sub_answers)
+        for messages in batch["completions"][:GROUP]
+    ]
+    want = mt.assign_rewards(found, mt.CreditConfig(reward="ftrl")).returns
+    assert batch["rewards"][:GROUP, 0].tolist() == pytest.approx(want.tolist())
+    assert want.any()
+    assert batch["rewards"][GROUP:, 0].isnan().all()
+
+
+def test_gold_calls_that_are_none_are_refused_with_their_row(tmp_path: Path) -> None:
+    data = [{**row, "ground_truth": '["port"]'} for row in rows(TWO)]
+    run = trainer(tmp_path, data, environment_factory=environments(TWO))
+    with pytest.raises(InputError, match=r"the row with prompt \[\{.*gold_calls\[0\]"):
+        run.train()
+
+
 @pytest.mark.parametrize(
     "changes", [{"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}]
 )

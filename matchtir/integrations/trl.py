@@ -176,6 +176,9 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         the column that the method judges by.
     """
 
+    reward_funcs: list[Any]
+    reward_func_names: list[str]
+    reward_processing_classes: list[Any]
     reward_weights: torch.Tensor
 
     def __init__(
@@ -203,9 +206,9 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         alone = reward_funcs is None or reward_funcs == []
         super().__init__(model, [matchtir] if alone else reward_funcs, args, train_dataset, *others, **named)
         if not alone:
-            self.reward_funcs.append(matchtir)
-            self.reward_func_names.append("matchtir")
-            self.reward_processing_classes.append(None)
+            self.reward_funcs = [*self.reward_funcs, matchtir]
+            self.reward_func_names = [*self.reward_func_names, "matchtir"]
+            self.reward_processing_classes = [*self.reward_processing_classes, None]
             self.reward_weights = torch.cat([self.reward_weights, torch.ones(1)])
         self._column = self.reward_funcs.index(matchtir)
         self._reader = TurnReader(
@@ -222,7 +225,7 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         self, inputs: list[Any], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
     ) -> torch.Tensor:
         """TRL's; turns are rewarded before, and compared with those of all processes after."""
-        self._own = self._reward(inputs, completion_ids_list)
+        self._own = self._reward(inputs, completions, completion_ids_list)
         rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._all = self._compare(self._own, rewards)
         return rewards
@@ -251,30 +254,28 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         self._log_credit(found, turns)
         return output
 
-    def _reward(self, inputs: list[Any], completion_ids: list[Sequence[int]]) -> _Own:
+    def _reward(self, inputs: list[Any], completions: list[Any], completion_ids: list[Sequence[int]]) -> _Own:
         """Turns of this process's rollouts and their rewards."""
         _check_columns(list(inputs[0]), self._credit.needed)
         masks: Sequence[Sequence[int] | None] = self._masks or [None] * len(completion_ids)
-        rows = [{name: row.get(column) for name, column in self._credit.columns.items()} for row in inputs]
-        read = [
-            self._reader.read(ids, mask, {**row, "group": b})
-            for b, (ids, mask, row) in enumerate(zip(completion_ids, masks, rows, strict=True))
-        ]
-        trajectories = [trajectory for trajectory, _ in read]
-        rewards = assign_rewards(trajectories, self._credit.credit)
-        judged = [row[_NEEDS[self._credit.credit.reward]] is not None for row in rows]
+        read = []
+        for row, messages, ids, mask in zip(inputs, completions, completion_ids, masks, strict=True):
+            gold = {name: row.get(column) for name, column in self._credit.columns.items()}
+            if gold["sub_answers"] is None:
+                gold["sub_answers"] = {}
+            try:
+                read.append(self._reader.read(ids, mask, {**gold, "group": 0}, _outputs(messages)))
+            except InputError as error:
+                raise InputError(f"the row with prompt {row.get('prompt')!r:.200}: {error}") from error
+        rewards = assign_rewards([trajectory for trajectory, _ in read], self._credit.credit)
+        judged = [row.get(self._credit.needed) is not None for row in inputs]
         if not all(judged):
             kept = np.repeat(judged, rewards.turn_rewards.lengths)
             turns = Ragged(np.where(kept, rewards.turn_rewards.values, 0.0), rewards.turn_rewards.offsets)
             rewards = replace(rewards, turn_rewards=turns, returns=np.where(judged, rewards.returns, 0.0))
-        lengths = [len(spans) for _, spans in read]
-        flat = np.concatenate([spans for _, spans in read]) if read else np.empty((0, 2), dtype=np.int64)
-        return _Own(
-            Ragged.from_lengths(flat, lengths),
-            rewards,
-            judged,
-            [_number(row, self._credit) for row in inputs],
-        )
+        flat = np.concatenate([spans for _, spans in read])
+        spans = Ragged.from_lengths(flat, [len(one) for _, one in read])
+        return _Own(spans, rewards, judged, [_number(row, self._credit) for row in inputs])
 
     def _compare(self, own: _Own, rewards: torch.Tensor) -> _All:
         """Advantages over whole groups, which may lie in several processes."""
@@ -338,6 +339,17 @@ def _check_columns(found: Any, needed: str) -> None:
             f"{', '.join(map(str, found))} (gold_calls_column, gold_answer_column and sub_answers_column of "
             "matchtir.integrations.trl.GRPOConfig name other columns)"
         )
+
+
+def _outputs(messages: Any) -> list[list[str]]:
+    """What the tools returned after each assistant message."""
+    found: list[list[str]] = []
+    for message in messages if isinstance(messages, list) else ():
+        if message.get("role") == "assistant":
+            found.append([])
+        elif message.get("role") == "tool" and found:
+            found[-1].append(str(message.get("content")))
+    return found
 
 
 def _check_groups(prompts: Sequence[int], size: int) -> None:

@@ -51,7 +51,11 @@ class TurnReader:
         self._stop_ids = {*stop_ids, *(i for i in own if i is not None)}
 
     def read(
-        self, ids: Sequence[int], mask: Sequence[int] | None, judged_by: Mapping[str, Any]
+        self,
+        ids: Sequence[int],
+        mask: Sequence[int] | None,
+        judged_by: Mapping[str, Any],
+        outputs: Sequence[Sequence[str]] = (),
     ) -> tuple[Trajectory, IntArray]:
         """One rollout.
 
@@ -63,7 +67,11 @@ class TurnReader:
             Not 0 where the model wrote the token. None: everywhere.
         judged_by : mapping
             The other fields of a rollout's row, see :func:`matchtir.trajectory_from_row`: `group`,
-            `gold_calls`, `gold_answer`. What a table makes of them is undone, see :func:`gold_calls`.
+            `gold_calls`, `gold_answer`, which may be a number here. What a table makes of gold calls is
+            undone, see :func:`gold_calls`.
+        outputs : sequence of sequence of str
+            What the tools returned after each turn, where a reward needs it; passed over unless there is one
+            entry a turn, or one less.
 
         Returns
         -------
@@ -79,8 +87,15 @@ class TurnReader:
         """
         own = [1] * len(ids) if mask is None else list(mask)
         spans = spans_from_mask([own])[0] if own else np.empty((0, 2), dtype=np.int64)
-        messages = [{"role": "assistant", "content": self._text(ids[start:end])} for start, end in spans]
+        known = list(outputs) if 0 <= len(spans) - len(outputs) <= 1 else []
+        messages = []
+        for t, (start, end) in enumerate(spans):
+            messages.append({"role": "assistant", "content": self._text(ids[start:end])})
+            messages += [{"role": "tool", "content": text} for text in (known[t] if t < len(known) else ())]
         row = {**judged_by, "messages": messages, "gold_calls": gold_calls(judged_by.get("gold_calls"))}
+        answer = row.get("gold_answer")
+        if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+            row["gold_answer"] = str(answer)
         return trajectory_from_row(row, format=self.format), spans
 
     def _text(self, ids: Sequence[int]) -> str:
