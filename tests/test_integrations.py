@@ -10,11 +10,16 @@ import pytest
 
 pytest.importorskip("transformers", reason='tokenizers need pip install "matchtir[train]"')
 
+import torch
 from chat_templates import chat_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from matchtir import CreditConfig, assign_rewards
+from matchtir import CreditConfig, Ragged, assign_advantages, assign_rewards, scatter
+from matchtir.advantages import group_ids
 from matchtir.errors import ConfigError, InputError
 from matchtir.integrations.settings import credit_config
+from matchtir.integrations.token_rewards import at_turn_ends, token_advantages
 from matchtir.integrations.turns import TurnReader, gold_calls
 from matchtir.methods import METHODS
 
@@ -136,6 +141,50 @@ def test_gold_calls_that_are_none_are_refused() -> None:
     reader = TurnReader(chat_tokenizer("qwen2"))
     with pytest.raises(InputError, match=r"gold_calls\[0\]"):
         reader.read([], None, {"group": 0, "gold_calls": ["mayor"]})
+
+
+TURNS = st.tuples(st.integers(1, 3), st.integers(0, 2), st.sampled_from([0.0, 0.1, 0.7, 1.0]))
+
+
+@given(
+    st.lists(st.lists(TURNS, max_size=4), max_size=8),
+    st.sampled_from(["sum", "trajectory", "turn", "weighted_product"]),
+    st.data(),
+)
+@settings(max_examples=80, deadline=None)
+def test_rewards_at_turn_ends_become_the_advantages_of_their_tokens(
+    rollouts: list[list[tuple[int, int, float]]], integration: Any, data: st.DataObject
+) -> None:
+    groups = [data.draw(st.sampled_from("ab")) for _ in rollouts]
+    width = max((sum(own + 1 + more for own, more, _ in turns) for turns in rollouts), default=0)
+    mask = torch.zeros(len(rollouts), width)
+    rewards = torch.full((len(rollouts), width), 0.0, dtype=torch.float64)
+    spans: list[list[list[int]]] = []
+    for b, turns in enumerate(rollouts):
+        spans.append([])
+        at = 0
+        for own, more, _ in turns:
+            spans[-1].append([at, at + own])
+            mask[b, at : at + own] = 1
+            at += own + 1 + more
+        values = np.array([reward for *_, reward in turns])
+        rewards[b] = torch.tensor(at_turn_ends(values, np.array(spans[-1]), width), dtype=rewards.dtype)
+    config = CreditConfig(integration=integration)
+    turns_of = Ragged.from_lists([[reward for *_, reward in turns] for turns in rollouts])
+    returns = [sum(row) for row in turns_of.tolist()]
+    want = assign_advantages(turns_of, returns, group_ids(groups), config).turn
+    flat = np.array([span for row in spans for span in row], dtype=np.int64).reshape(-1, 2)
+    dense = scatter(
+        want, Ragged.from_lengths(flat, [len(row) for row in spans]), (len(rollouts), width), dtype=float
+    )
+    found = token_advantages(rewards, mask, groups, config)
+    assert found.dtype == torch.float64
+    np.testing.assert_array_equal(found.numpy(), dense)
+
+
+def test_token_rewards_of_another_shape_are_refused() -> None:
+    with pytest.raises(InputError, match=r"token_rewards has shape \(2, 3\), mask \(2, 4\), and there are 2"):
+        token_advantages(torch.zeros(2, 3), torch.zeros(2, 4), ["a", "a"])
 
 
 @pytest.mark.parametrize("method", METHODS)
