@@ -158,18 +158,60 @@ def test_same_run_is_the_same_bits():
     assert first.logps == second.logps
 
 
-def test_equal_prompts_are_prefilled_once(monkeypatch):
-    model = tiny_model()
+def passes_of(model, monkeypatch):
+    """Shapes of what the model is fed from now on."""
     fed = []
     decoder = model.get_decoder()
     monkeypatch.setattr(
         decoder,
         "forward",
-        lambda *a, _f=decoder.forward, **k: fed.append(k["input_ids"].numel()) or _f(*a, **k),
+        lambda *a, _f=decoder.forward, **k: fed.append(tuple(k["input_ids"].shape)) or _f(*a, **k),
     )
+    return fed
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_rows_that_end_make_room_for_those_that_wait(size, monkeypatch):
+    model = tiny_model()
+    fed = passes_of(model, monkeypatch)
+    # Groups of three, so that prompts are found in the own slot, in another, and nowhere.
+    starts = [start for start in prompts(5) for _ in range(3)]
+    script = sample(model, starts, [1, 20, 5], batch_size=size)
+    assert max(rows for rows, _ in fed) == size
+    monkeypatch.undo()
+    check_logps(model, script)
+    assert script.tokens == sample(model, starts, [1, 20, 5]).tokens
+
+
+def test_short_turns_do_not_wait_for_long_ones(monkeypatch):
+    model = tiny_model()
+    fed = passes_of(model, monkeypatch)
+    monkeypatch.setattr(DecodeEngine, "stops", lambda self, token: False)
+    starts = [start for start in prompts(40) if len(start) > 12][:12]
+    budgets = [40, 2, 2, 2] * 3
+    requests = [
+        Request(start, budget, (i,)) for i, (start, budget) in enumerate(zip(starts, budgets, strict=True))
+    ]
+    DecodeEngine(model, {STOP}, 4).run(requests, lambda ended: [None] * len(ended), temperature=1.0)
+    # Three waves of four would take three times 39 passes.
+    assert sum(width == 1 for _, width in fed) < 50
+
+
+def test_prompt_of_a_group_is_fed_once_though_its_rows_wait(monkeypatch):
+    model = tiny_model()
+    fed = passes_of(model, monkeypatch)
+    start = prompts(1, seed=3, longest=30)[0]
+    assert len(start) > 12
+    sample(model, [start] * 6, [], budget=4, batch_size=2)
+    assert [shape for shape in fed if shape[1] > 1] == [(1, len(start))]
+
+
+def test_equal_prompts_are_prefilled_once(monkeypatch):
+    model = tiny_model()
+    fed = passes_of(model, monkeypatch)
     start = prompts(1, longest=30)[0]
     script = sample(model, [start] * 8, [], budget=1)
-    assert fed == [len(start)]
+    assert fed == [(1, len(start))]
     assert len({tuple(tokens) for tokens in script.tokens}) > 1
 
 

@@ -1,11 +1,13 @@
 """The engine: one decode loop over a transformers model, its cache kept from turn to turn.
 
 Each pass moves every live row on by one token, which was sampled, or is forced from the environment's reply.
-Rows of one prompt share its prefill; a long reply is prefilled beside the loop; rows that end make room.
+Rows of one prompt share its prefill; a long reply is prefilled beside the loop; a row that ends makes room
+for one that waits.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,9 +87,7 @@ class DecodeEngine:
         self._model.eval()
         try:
             with torch.no_grad(), _masked_attention(self._model):
-                for start in range(0, len(requests), size):
-                    wave = _Wave(self, requests, range(start, min(start + size, len(requests))))
-                    wave.run(respond, temperature, greedy)
+                _Loop(self, requests, size).run(respond, temperature, greedy)
         finally:
             self._model.train(was_training)
 
@@ -120,19 +120,24 @@ class DecodeEngine:
         return token in self._stop_ids
 
 
-class _Wave:
-    """The rows that are decoded together; row s has slot s of the cache."""
+class _Loop:
+    """The rows that are decoded together, at most `size`; row s has slot s of the cache."""
 
-    def __init__(self, engine: DecodeEngine, requests: Sequence[Request], indices: range) -> None:
-        self._engine, self._first = engine, indices.start
-        self._streams = Streams([requests[i].key for i in indices])
-        self._rows = [_Row(i, requests[i].budget, list(map(int, requests[i].prompt))) for i in indices]
+    def __init__(self, engine: DecodeEngine, requests: Sequence[Request], size: int) -> None:
+        self._engine = engine
+        self._prompts = [list(map(int, request.prompt)) for request in requests]
+        self._streams = Streams([request.key for request in requests])
+        rows = [
+            _Row(i, request.budget, prompt)
+            for i, (request, prompt) in enumerate(zip(requests, self._prompts, strict=True))
+        ]
+        self._rows, self._waiting = rows[:size], deque(rows[size:])
         longest = max((len(row.feed) for row in self._rows), default=0)
         self._cache = engine.new_cache(len(self._rows), longest + 64)
 
     def run(self, respond: Respond, temperature: float, greedy: bool) -> None:
         """Decode until no row is left."""
-        logits, ready = self._prompts()
+        logits, ready = self._begin()
         while ready:
             ended = self._sample([self._rows[s] for s in ready], logits, temperature, greedy)
             if ended:
@@ -140,19 +145,36 @@ class _Wave:
             logits, ready = self._advance()
 
     def _reply(self, ended: list[tuple[_Row, Ended]], replies: Sequence[Reply | None]) -> None:
-        """Give each row its reply; drop those that are over once they are a quarter."""
+        """Give each row its reply, and the slots of those that are over to rows that wait.
+
+        Where none waits, slots are dropped once a quarter is free.
+        """
         for (row, _), reply in zip(ended, replies, strict=True):
             if reply is None:
                 row.over = True
             else:
                 row.feed += map(int, reply.tokens)
                 row.budget, row.tokens, row.logps = reply.budget, [], []
+        for s, row in enumerate(self._rows):
+            if row.over and self._waiting:
+                self._rows[s] = self._entering(self._waiting.popleft(), s)
         live = [s for s, row in enumerate(self._rows) if not row.over]
         if len(live) <= 0.75 * len(self._rows):
             self._cache.keep_rows(self._tensor(live))
             self._rows = [self._rows[s] for s in live]
 
-    def _prompts(self) -> tuple[Tensor, list[int]]:
+    def _entering(self, row: _Row, slot: int) -> _Row:
+        """A row that takes a slot; what a slot holds of its prompt, this one or another, is not fed again."""
+        prompt = row.feed
+        for s, other in enumerate(self._rows):
+            if other.length >= len(prompt) - 1 and self._prompts[other.index] == prompt:
+                row.length, row.feed = len(prompt) - 1, prompt[-1:]
+                if s != slot:
+                    self._cache.copy_rows(self._tensor([s]), self._tensor([slot]), row.length)
+                break
+        return row
+
+    def _begin(self) -> tuple[Tensor, list[int]]:
         """Prefill each prompt once, for all its rows. Returns the logits after it of all rows."""
         first: dict[tuple[int, ...], int] = {}
         owner = [first.setdefault(tuple(row.feed), s) for s, row in enumerate(self._rows)]
@@ -218,7 +240,7 @@ class _Wave:
         self, rows: list[_Row], logits: Tensor, temperature: float, greedy: bool
     ) -> list[tuple[_Row, Ended]]:
         """Sample a token for each row; the turns that ended with it."""
-        uniforms = None if greedy else self._streams.draw([row.index - self._first for row in rows])
+        uniforms = None if greedy else self._streams.draw([row.index for row in rows])
         tokens, logps = choose(logits, temperature, uniforms)
         ended = []
         for row, token, logp in zip(rows, tokens.tolist(), logps.tolist(), strict=True):
