@@ -211,8 +211,7 @@ class _Run:
             "skipped": self.skipped,
             "skipped_in_a_row": self.updater.skipped_in_a_row,
             "evaluations": self.evaluations,
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "random": processes.gather(_random_states()),
         }
 
     def _resume(self) -> None:
@@ -224,9 +223,7 @@ class _Run:
             self.seconds.update(state["seconds"])
             self.evaluations = state["evaluations"]
             self.updater.skipped_in_a_row = state["skipped_in_a_row"]
-            torch.set_rng_state(state["torch"])
-            if state["cuda"] is not None and torch.cuda.is_available():
-                torch.cuda.set_rng_state(state["cuda"])
+            _set_random_states(*state["random"][processes.rank()])
         if self.folder is not None:
             self.folder.cut(self.done)
         facts = {
@@ -318,6 +315,18 @@ def _score(evaluation: Mapping[str, Any]) -> float | None:
     """What checkpoints are compared by: Solve-F1, else the share of correct answers."""
     metrics = evaluation["rows"][0]["metrics"]
     return next((float(metrics[name]["mean"]) for name in ("solve_f1", "correct") if metrics[name]), None)
+
+
+def _random_states() -> tuple[Any, Any]:
+    """States of torch's generators in this process: CPU and, where there is one, CUDA."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def _set_random_states(cpu: Any, cuda: Any) -> None:
+    """Go on where `_random_states` was called."""
+    torch.set_rng_state(cpu)
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
 
 
 def _evaluation_source(config: TrainConfig) -> str | None:
