@@ -198,8 +198,13 @@ def interval(values: Sequence[float]) -> str:
     return f"{array.mean():.3f}" + (f" ({low:.3f}–{high:.3f})" if len(array) > 1 else "")
 
 
+def _last_f1(result: Any) -> float:
+    """Solve-F1 at the end of a run."""
+    return float(result["evaluations"][str(STEPS)]["solve_f1"])
+
+
 def table() -> str:
-    """What the finished runs came to, in Markdown."""
+    """What the finished runs came to, in Markdown; differences are between runs of one warm start."""
     found = [json.loads(file.read_bytes()) for file in sorted(RESULTS.glob("*.json"))]
     steps = [step for step in (0, 20, 60, STEPS) if step <= STEPS]
     head = [
@@ -211,9 +216,11 @@ def table() -> str:
         "accuracy",
         "calls",
         "lowest F1",
+        f"F1, step {STEPS}, less grpo's",
     ]
     lines = [" | ".join(["", *head, ""]).strip(), "|" + " --- |" * len(head)]
     for mix in MIXES:
+        rivals = {r["seed"]: _last_f1(r) for r in found if (r["mix"], r["method"]) == (mix, "grpo")}
         for method, penalty in CELLS:
             cell = [r for r in found if (r["mix"], r["method"], r["penalty"]) == (mix, method, penalty)]
             if not cell:
@@ -223,7 +230,10 @@ def table() -> str:
             values = [mix, method, price, str(len(cell))]
             values += [interval([r["evaluations"][str(step)]["solve_f1"] for r in cell]) for step in steps]
             values += [interval([one["correct"] for one in last]), interval([one["calls"] for one in last])]
-            lines.append("| " + " | ".join([*values, f"{min(one['solve_f1'] for one in last):.3f}"]) + " |")
+            values.append(f"{min(one['solve_f1'] for one in last):.3f}")
+            less = [_last_f1(r) - rivals[r["seed"]] for r in cell if r["seed"] in rivals]
+            values.append(interval(less) if less and method != "grpo" else "—")
+            lines.append("| " + " | ".join(values) + " |")
     return "\n".join(lines)
 
 

@@ -92,4 +92,10 @@ def test_table_holds_means_intervals_and_the_lowest_seed(learning):
     mean, low, high = cells[7].replace("(", "").replace(")", "").replace("–", " ").split()
     assert float(mean) == 0.6
     assert 0.4 < float(low) < 0.6 < float(high) < 0.8
-    assert cells[-1] == "0.400"
+    assert cells[-2:] == ["0.400", "—"]
+    rivals = [run for run in learning.runs(["matchtir-ot"]) if run.mix == "easy"]
+    for run, f1 in zip(rivals, (0.5, 0.7, 0.9), strict=True):
+        result(learning, run, f1)
+    (line,) = (line for line in learning.table().splitlines() if "matchtir-ot" in line)
+    less = line.split("|")[-2].strip().replace("(", "").replace(")", "").replace("–", " ").split()
+    assert less == ["0.200", "0.100", "0.300"]
