@@ -29,8 +29,8 @@ DOCUMENTS = [
 
 NEEDED = {
     "matchtir.integrations.trl": "trl",
-    "matchtir.integrations.verl": "verl",
-    "matchtir.integrations.verl_plugin": "verl",
+    "matchtir.integrations.verl": "omegaconf",
+    "matchtir.integrations.verl_plugin": "omegaconf",
     "matchtir.integrations.verl_scoring": "omegaconf",
 }
 

@@ -80,15 +80,52 @@ def test_without_a_mask_all_is_one_turn_and_nothing_is_none() -> None:
     assert (masked.turns, none.shape) == ((), (0, 2))
 
 
-def test_outputs_are_the_results_of_the_calls_before_them() -> None:
+def test_results_are_found_by_the_name_of_the_tool() -> None:
     tokenizer = chat_tokenizer("qwen2")
-    ids, mask = encoded(tokenizer, [(CALLS["qwen2"] * 2, 1), ("Solnel", 0), ("<answer>Solnel</answer>", 1)])
+    other = CALLS["qwen2"].replace("mayor", "age")
+    ids, mask = encoded(
+        tokenizer, [(CALLS["qwen2"] + other, 1), ("Solnel", 0), ("<answer>Solnel</answer>", 1)]
+    )
     reader = TurnReader(tokenizer)
-    for outputs in ([["Solnel", "Baldor"]], [["Solnel", "Baldor"], []]):
-        found = reader.read(ids, mask, {"group": 0}, outputs)[0]
-        assert [call.result for call in found.calls] == ["Solnel", "Baldor"]
-    others = reader.read(ids, mask, {"group": 0}, [["Solnel"], [], []])[0]
-    assert [call.result for call in others.calls] == [None, None]
+    assistant: dict[str, Any] = {"role": "assistant", "content": ""}
+    # As a host that runs some of them beside the others: in another order.
+    age = {"role": "tool", "name": "age", "content": [{"type": "text", "text": "50"}]}
+    mayor = {"role": "tool", "name": "mayor", "content": "Solnel"}
+    found = reader.read(ids, mask, {"group": 0}, [assistant, age, mayor, assistant])[0]
+    assert [call.result for call in found.calls] == ["Solnel", "50"]
+    found = reader.read(ids, mask, {"group": 0}, [assistant, age, assistant])[0]
+    assert [call.result for call in found.calls] == ["", "50"]
+    # One message for all turns tells nothing.
+    found = reader.read(ids, mask, {"group": 0}, [assistant])[0]
+    assert [call.result for call in found.calls] == [None, None]
+
+
+def test_calls_of_the_hosts_messages_are_read_where_asked_for() -> None:
+    tokenizer = chat_tokenizer("chatml")
+    ids, mask = encoded(tokenizer, [("calls the mayor", 1), ("Solnel", 0), ("Solnel", 1)])
+    call = {"type": "function", "function": {"name": "mayor", "arguments": {"city": "Baldor"}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "mayor", "content": "Solnel"},
+        {"role": "assistant", "content": "<answer>Solnel</answer>"},
+    ]
+    reader = TurnReader(tokenizer, "messages")
+    judged_by = {"group": 0, "gold_calls": GOLD, "gold_answer": "Solnel"}
+    trajectory, spans = reader.read(ids, mask, judged_by, messages)
+    assert len(spans) == 2
+    assert assign_rewards([trajectory]).turn_rewards.tolist() == [[1.0, 1.0]]
+    with pytest.raises(InputError, match="2 turns by its mask and 1 assistant messages"):
+        reader.read(ids, mask, judged_by, messages[:1])
+
+
+def test_named_format_that_does_not_read_the_templates_calls_is_refused() -> None:
+    with pytest.raises(ConfigError, match="tool_format is 'mistral' and the chat template"):
+        TurnReader(chat_tokenizer("qwen2"), "mistral")
+
+
+def test_mask_of_another_length_is_refused() -> None:
+    with pytest.raises(InputError, match="the mask has 5 entries for 3 tokens"):
+        TurnReader(chat_tokenizer("qwen2")).read([5, 6, 7], [1] * 5, {"group": 0})
 
 
 def test_answer_of_a_data_set_may_be_a_number() -> None:
@@ -96,6 +133,11 @@ def test_answer_of_a_data_set_may_be_a_number() -> None:
     ids, _ = encoded(tokenizer, [("<answer>4</answer>", 1)])
     trajectory, _ = TurnReader(tokenizer).read(ids, None, {"group": 0, "gold_answer": 4})
     assert assign_rewards([trajectory]).returns.tolist() == [1.0]
+    for number in (4.0, np.int64(4)):
+        same, _ = TurnReader(tokenizer).read(ids, None, {"group": 0, "gold_answer": number})
+        assert same.gold_answer == "4"
+    nothing, _ = TurnReader(tokenizer).read(ids, None, {"group": 0, "gold_answer": float("nan")})
+    assert nothing.gold_answer is None
     with pytest.raises(InputError, match="gold_answer is"):
         TurnReader(tokenizer).read(ids, None, {"group": 0, "gold_answer": True})
 
@@ -122,7 +164,7 @@ def test_what_tables_do_to_gold_calls_is_undone() -> None:
     pyarrow = pytest.importorskip("pyarrow")
     calls = [
         {"name": "ferry", "arguments": {"town": "Jartor", "where": {"x": 1}}},
-        {"name": "depth", "arguments": {"ship": "Norcil", "where": {"y": [1, 2]}}},
+        {"name": "depth", "arguments": {"ship": "Norcil", "where": {"y": [{"a": 1}, {"b": 2}]}}},
     ]
     stored = pyarrow.table({"gold": [calls]})
     (listed,) = stored["gold"].to_pylist()
@@ -130,7 +172,7 @@ def test_what_tables_do_to_gold_calls_is_undone() -> None:
     assert gold_calls(listed) == calls
     (frame,) = stored.to_pandas()["gold"]
     assert isinstance(frame, np.ndarray)
-    assert gold_calls(frame)[0] == calls[0]
+    assert gold_calls(frame) == calls
     assert gold_calls(np.array(calls, dtype=object)) == calls
     text = json.dumps([{"name": "f", "arguments": {"x": None}}])
     assert gold_calls(text) is text

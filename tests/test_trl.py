@@ -24,12 +24,13 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 import torch
 import trl
 from datasets import Dataset
-from trl_runs import GROUP, SETTINGS, Script, environments, rows, tasks, trainer, trl_tokenizer
+from trl_runs import GROUP, SETTINGS, Script, Watched, environments, rows, tasks, trainer, trl_tokenizer
 
 import matchtir as mt
 from matchtir.errors import ConfigError, InputError
 from matchtir.integrations import trl as adapter
 from matchtir.integrations.settings import credit_config
+from matchtir.integrations.trl import GRPOTrainer
 from matchtir.parse import parse_messages
 from matchtir.train.embedded import load_embedded_policy
 
@@ -92,10 +93,17 @@ def test_loss_differs_from_trl_by_the_advantages_alone(tmp_path: Path) -> None:
     output = run.batches[0]["output"]
     mask = (output["completion_mask"] * output["tool_mask"]).float()
     rewards = run.batches[0]["rewards"][:, 0].view(-1, GROUP)
-    scaled = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
-    theirs = {**output, "advantages": scaled.flatten()}
-    loss = run._compute_loss(run.model, output)
-    assert loss.item() == pytest.approx(run._compute_loss(run.model, theirs).item(), abs=1e-6)
+    scaled = ((rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)).flatten()
+    assert scaled.abs().sum() > 0
+    torch.testing.assert_close(output["advantages"], scaled[:, None] * mask, rtol=1e-5, atol=1e-6)
+    # The loss itself is 0 for advantages of mean 0, so gradients are compared.
+    gradients = []
+    for inputs in (output, {**output, "advantages": scaled}):
+        run.model.zero_grad()
+        run._compute_loss(run.model, inputs).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None]))
+    assert gradients[0].abs().max() > 1e-3
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
     # Whatever the advantages are, the ratio is 1 here, so the loss is their mean over own tokens.
     for advantages in (output["advantages"], torch.randn(output["advantages"].shape)):
         found = run._compute_loss(run.model, {**output, "advantages": advantages})
@@ -234,6 +242,13 @@ def test_functions_as_tools_and_plain_settings_of_trl(tmp_path: Path) -> None:
     )
 
 
+def pairs() -> list[Any]:
+    """Tasks of two calls of one argument each."""
+    return [
+        t for t in tasks(40) if len(t.gold_calls) == 2 and all(len(c.arguments) == 1 for c in t.gold_calls)
+    ]
+
+
 def script_of(task: Any) -> list[str]:
     """Four rollouts of a task: right, wrong in the middle, malformed, and without calls."""
     first, second = task.gold_calls[:2]
@@ -250,9 +265,7 @@ def script_of(task: Any) -> list[str]:
 
 
 def test_custom_rollouts_have_the_turns_of_their_mask(tmp_path: Path) -> None:
-    task = next(
-        t for t in tasks(40) if len(t.gold_calls) == 2 and all(len(c.arguments) == 1 for c in t.gold_calls)
-    )
+    task = pairs()[0]
     run = trainer(
         tmp_path,
         rows([task]),
@@ -325,6 +338,163 @@ def test_rows_without_gold_calls_get_the_other_rewards_alone(tmp_path: Path) -> 
         assert own[0] == 1
 
 
+def test_rollouts_that_nobody_judges_are_compared_with_nobody(tmp_path: Path) -> None:
+    def some(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        return [None if b % GROUP > 1 else float(b) for b in range(len(completion_ids))]
+
+    data = rows(TWO)
+    data[1]["ground_truth"] = None
+    run = trainer(tmp_path, data, environment_factory=environments(TWO), reward_funcs=some, max_steps=1)
+    run.train()
+    advantages, mask = run.batches[0]["output"]["advantages"], run.batches[0]["output"]["tool_mask"]
+    # As TRL has it: the mean of the two that are judged, and nothing for the others.
+    want = [-(0.5**0.5), 0.5**0.5, 0.0, 0.0]
+    for row, own, value in zip(advantages[GROUP:], mask[GROUP:], want, strict=True):
+        assert own[0] == 1
+        assert row[0].item() == pytest.approx(value, abs=1e-4)
+    logged = run.state.log_history[0]
+    assert logged["credit/turn_reward"] == pytest.approx(
+        run._own.rewards.turn_rewards.values[: _turns(run)].mean()
+    )
+
+
+def _turns(run: Any) -> int:
+    """Turns of the first group."""
+    return int(run._own.rewards.turn_rewards.offsets[GROUP])
+
+
+def test_evaluation_during_training_keeps_its_own_groups_whatever_generation_does(tmp_path: Path) -> None:
+    class Leaves(Watched):
+        """Generation that leaves the model in training mode, as continuous batching does."""
+
+        def _generate_single_turn(self, *args: Any, **named: Any) -> Any:
+            found = super()._generate_single_turn(*args, **named)
+            self.model.train()
+            return found
+
+    run = trainer(
+        tmp_path,
+        rows(TWO),
+        kind=Leaves,
+        environment_factory=environments(TWO),
+        eval_dataset=Dataset.from_list(rows(TWO)),
+        eval_strategy="steps",
+        eval_steps=1,
+        num_generations_eval=2,
+        per_device_eval_batch_size=4,
+        max_steps=1,
+    )
+    run.train()
+    assert run._all.group_ids.tolist() == [0, 0, 1, 1]
+    assert run._mode == "eval"
+
+
+def test_evaluation_without_gold_is_warned_of_and_goes_on(tmp_path: Path) -> None:
+    def length(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [float(len(ids)) for ids in completion_ids]
+
+    bare = [{"prompt": row["prompt"], "environment": row["environment"]} for row in rows(TWO)]
+    run = trainer(
+        tmp_path,
+        rows(TWO),
+        environment_factory=environments(TWO),
+        reward_funcs=length,
+        eval_dataset=Dataset.from_list(bare),
+        per_device_eval_batch_size=8,
+        max_steps=1,
+    )
+    with pytest.warns(UserWarning, match="no column 'ground_truth' in evaluation"):
+        found = run.evaluate()
+    assert found["eval_rewards/length/mean"] > 0
+
+
+def test_ftrl_goes_on_where_no_call_was_run(tmp_path: Path) -> None:
+    data = rows(TWO)
+    for row, task in zip(data, TWO, strict=True):
+        row["sub_answers"] = {name: list(answers) for name, answers in task.sub_answers.items()}
+    run = trainer(
+        tmp_path,
+        data,
+        environment_factory=environments(TWO),
+        credit_method="ftrl",
+        max_tool_calling_iterations=0,
+        max_steps=1,
+    )
+    run.train()
+    assert run._own.rewards.matches.values.size > 0
+    with pytest.raises(ConfigError, match="expected another method"):
+        trainer(tmp_path, data, credit_method="ftrl", rollout_func=Script(["<answer>1</answer>"]))
+
+
+def test_calls_are_those_of_trl_where_there_is_no_parser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> Any:
+        raise ConfigError("no parser")
+
+    monkeypatch.setattr("matchtir.integrations.turns.call_format", none)
+    run = trainer(tmp_path, rows(TWO), environment_factory=environments(TWO), max_steps=1)
+    assert run._reader.format == "messages"
+    run.train()
+    want = expected(run.batches[0], mt.CreditConfig())
+    np.testing.assert_allclose(run.batches[0]["output"]["advantages"].numpy(), want, rtol=1e-6, atol=1e-7)
+
+
+def test_gold_of_the_data_set_is_not_what_a_rollout_function_returns(tmp_path: Path) -> None:
+    task = pairs()[0]
+
+    class Answers(Script):
+        def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
+            return {**super().__call__(prompts, trainer), "answer": ["nothing"] * len(prompts)}
+
+    settings = {"per_device_train_batch_size": GROUP, "max_steps": 1}
+    run = trainer(tmp_path, rows([task]), rollout_func=Answers(script_of(task)), **settings)
+    run.train()
+    assert run._own.rewards.turn_rewards[0].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_gold_may_come_from_a_rollout_function(tmp_path: Path) -> None:
+    task = pairs()[0]
+
+    class Golds(Script):
+        def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
+            gold = [json.dumps(rows([task])[0]["ground_truth"])] * len(prompts)
+            return {**super().__call__(prompts, trainer), "ground_truth": gold, "answer": task.gold_answer}
+
+    data = [{"prompt": row["prompt"]} for row in rows([task])]
+    settings = {"per_device_train_batch_size": GROUP, "max_steps": 1}
+    run = trainer(tmp_path, data, rollout_func=Golds(script_of(task)), **settings)
+    run.train()
+    assert run._own.rewards.turn_rewards[0].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_steps_per_generation_and_iterations_take_the_tokens_of_their_rollouts(tmp_path: Path) -> None:
+    run = trainer(
+        tmp_path,
+        rows(TWO),
+        environment_factory=environments(TWO),
+        per_device_train_batch_size=GROUP,
+        steps_per_generation=2,
+        num_iterations=2,
+        gradient_accumulation_steps=2,
+        mask_truncated_completions=True,
+        max_steps=2,
+    )
+    run.train()
+    assert len(run.batches) == 1
+    want = expected(run.batches[0], mt.CreditConfig())
+    np.testing.assert_allclose(run.batches[0]["output"]["advantages"].numpy(), want, rtol=1e-6, atol=1e-7)
+    # What is trained on is the same tokens with the same advantages, in another order.
+    trained = {
+        (tuple(ids), tuple(np.round(row, 5)))
+        for part in run._buffered_inputs
+        for ids, row in zip(part["completion_ids"].tolist(), part["advantages"].tolist(), strict=True)
+    }
+    output = run.batches[0]["output"]
+    made = zip(output["completion_ids"].tolist(), output["advantages"].tolist(), strict=True)
+    assert trained == {(tuple(ids), tuple(np.round(row, 5))) for ids, row in made}
+
+
 def test_evaluation_is_credited_with_groups_of_its_own_size(tmp_path: Path) -> None:
     run = trainer(
         tmp_path,
@@ -346,9 +516,14 @@ def test_column_that_is_missing_is_named(tmp_path: Path) -> None:
         ConfigError, match=r"no column 'ground_truth'.* it has prompt, gold .*gold_calls_column"
     ):
         trainer(tmp_path, data)
-    trainer(tmp_path, data, gold_calls_column="gold")
+    with pytest.warns(UserWarning, match="no column 'answer': answers are not rewarded"):
+        trainer(tmp_path, data, gold_calls_column="gold")
     with pytest.raises(ConfigError, match="no column 'answer'"):
         trainer(tmp_path, data, credit_method="grpo")
+    with pytest.raises(ConfigError, match="no column 'solutoin'"):
+        trainer(tmp_path, data, gold_calls_column="gold", gold_answer_column="solutoin")
+    with pytest.raises(ConfigError, match="train_dataset is None"):
+        GRPOTrainer(load_embedded_policy()[0])
 
 
 @pytest.mark.parametrize(
@@ -373,7 +548,7 @@ def test_group_split_over_batches_is_refused(tmp_path: Path) -> None:
     run = trainer(tmp_path, rows(TWO), environment_factory=environments(TWO))
     data = rows(TWO)
     run.model.train()
-    with pytest.raises(InputError, match=r"rollouts 0 and 3 of the batch are of different prompts"):
+    with pytest.raises(InputError, match=r"rollouts 0 and 3 of the batch are judged by different gold"):
         run._generate_and_score_completions([data[0]] * 3 + [data[1]] * 5)
     with pytest.raises(InputError, match="6 rollouts are no whole groups of 4"):
         adapter._check_groups([1] * 6, 4)

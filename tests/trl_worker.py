@@ -11,8 +11,8 @@ from typing import Any
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 from accelerate import DistributedType, PartialState
-from test_trl import script_of
-from trl_runs import GROUP, Script, rows, tasks, trainer
+from test_trl import pairs, script_of
+from trl_runs import GROUP, Script, rows, trainer
 
 ZERO_2 = {
     "train_micro_batch_size_per_gpu": "auto",
@@ -27,9 +27,7 @@ def main(folder: Path, output: Path) -> None:
     # Accelerate starts DeepSpeed for GPUs alone; this is the state that it would make, over gloo.
     world = PartialState(cpu=True).num_processes
     PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
-    given = [
-        t for t in tasks(40) if len(t.gold_calls) == 2 and all(len(c.arguments) == 1 for c in t.gold_calls)
-    ][:3]
+    given = pairs()[:3]
     texts = script_of(given[0]) + script_of(given[1]) + script_of(given[2])
     run = trainer(
         folder,

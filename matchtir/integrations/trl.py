@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..advantages import integrate
@@ -25,7 +26,7 @@ from ..errors import ConfigError, InputError
 from ..scatter import scatter
 from ..types import Advantages, FloatArray, IntArray, Ragged, Rewards
 from .settings import credit_config
-from .turns import TurnReader
+from .turns import MESSAGES, TurnReader, check_format
 
 try:
     import trl
@@ -88,7 +89,8 @@ class GRPOConfig(trl.GRPOConfig):  # type: ignore[misc]
     gold_calls_column, gold_answer_column, sub_answers_column : str
         Columns of the data set. A row without a value is rewarded by the other reward functions alone.
     tool_format : str, optional
-        Parser of the calls; None: found from the chat template.
+        Parser of the calls, or "messages" for the calls that TRL read. None: the parser that reads what the
+        chat template writes, or "messages" where there is none.
     """
 
     credit_method: str = field(default="matchtir-km", metadata={"help": "How credit is assigned."})
@@ -131,12 +133,27 @@ class _Settings:
         if getattr(args, "scale_rewards", None) == "none":
             changes = {"normalize_std": False, **changes}
         columns = {name: ours[f"{name}_column"] for name in ("gold_calls", "gold_answer", "sub_answers")}
+        check_format(ours["tool_format"])
         return cls(credit_config(ours["credit_method"], changes), columns, ours["tool_format"])
 
     @property
     def needed(self) -> str:
         """The column without which nothing can be judged."""
         return self.columns[_NEEDS[self.credit.reward]]
+
+    def check(self, found: Sequence[str]) -> None:
+        """Refuse a data set that lacks a column which is needed or named; say what will not be rewarded."""
+        named = [column for name, column in self.columns.items() if column != _DEFAULTS[f"{name}_column"]]
+        missing = next((column for column in [self.needed, *named] if column not in found), None)
+        if missing is not None:
+            raise ConfigError(
+                f"the data set has no column {missing!r}, which rollouts are to be judged by; it has "
+                f"{', '.join(map(str, found))} (gold_calls_column, gold_answer_column and sub_answers_column "
+                "of matchtir.integrations.trl.GRPOConfig name other columns)"
+            )
+        answer = self.columns["gold_answer"]
+        if answer not in found and self.credit.reward == "matchtir":
+            warnings.warn(f"no column {answer!r}: answers are not rewarded", UserWarning, stacklevel=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +163,8 @@ class _Own:
     spans: Ragged
     rewards: Rewards
     judged: list[bool]
-    prompts: list[int]
-    """A number that is equal for equal rows."""
+    rows: list[int]
+    """A number that is equal for rows that are judged by the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +176,7 @@ class _All:
     tokens: IntArray
     """Own tokens of each turn."""
     group_ids: IntArray
+    judged: npt.NDArray[np.bool_]
     calls: dict[str, int]
 
 
@@ -167,13 +185,15 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
 
     The arguments are TRL's. `reward_funcs` may be left out; a reward "matchtir", the trajectory's return, is
     added to it, and the other reward functions, times their weights, add to the trajectory level. `args` may
-    be a :class:`GRPOConfig` from here.
+    be a :class:`GRPOConfig` from here. Gold calls come from the data set, or among the extra fields of a
+    `rollout_func`.
 
     Raises
     ------
     ConfigError
         If the settings of the credit are impossible, no parser reads the model's calls, or the data set lacks
-        the column that the method judges by.
+        a column that rollouts are judged by; if there is no data set; or if the method is "ftrl" and there is
+        a `rollout_func`, which hands over no results of calls.
     """
 
     reward_funcs: list[Any]
@@ -194,7 +214,10 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         self._own: _Own | None = None
         self._all: _All | None = None
         self._masks: list[Sequence[int]] | None = None
-        _check_columns(getattr(train_dataset, "column_names", None), self._credit.needed)
+        self._gold: list[dict[str, Any]] = []
+        self._mode = "train"
+        self._checked: set[str] = set()
+        self._check_data(train_dataset, named.get("rollout_func"))
 
         def matchtir(**_: Any) -> list[float | None]:
             """The return of each rollout."""
@@ -211,9 +234,27 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
             self.reward_processing_classes = [*self.reward_processing_classes, None]
             self.reward_weights = torch.cat([self.reward_weights, torch.ones(1)])
         self._column = self.reward_funcs.index(matchtir)
-        self._reader = TurnReader(
-            self._tokenizer, self._credit.tool_format, stop_ids=getattr(self, "eos_token_ids", ())
-        )
+        stop_ids = getattr(self, "eos_token_ids", ())
+        try:
+            self._reader = TurnReader(self._tokenizer, self._credit.tool_format, stop_ids=stop_ids)
+        except ConfigError:
+            if self._credit.tool_format is not None:
+                raise
+            # A model that TRL has a parser for, and we have none.
+            self._reader = TurnReader(self._tokenizer, MESSAGES, stop_ids=stop_ids)
+
+    def _check_data(self, dataset: Any, rollout_func: Any) -> None:
+        """Refuse what cannot be judged, before a model is loaded."""
+        if dataset is None:
+            raise ConfigError("train_dataset is None; expected a data set with the gold calls of its prompts")
+        if rollout_func is not None:
+            if self._credit.credit.reward == "ftrl":
+                raise ConfigError(
+                    "the reward 'ftrl' reads what the tools returned, and a rollout_func hands over no such "
+                    "thing; expected another method, or tools= or environment_factory="
+                )
+        elif isinstance(columns := getattr(dataset, "column_names", None), list):
+            self._credit.check(columns)
 
     def _generate(self, prompts: list[Any]) -> Any:
         """TRL's; keeps the mask of what the environment wrote."""
@@ -232,6 +273,11 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
         """TRL's; advantages of rollouts are replaced by those of tokens, shape (B, T)."""
+        # Before TRL changes either: extra fields of a rollout_func go into the rows, and generation may leave
+        # the model in another mode.
+        self._mode = "train" if self.model.training else "eval"
+        names = self._credit.columns.items()
+        self._gold = [{name: row[column] for name, column in names if column in row} for row in inputs]
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         own, found = self._own, self._all
         assert own is not None
@@ -239,7 +285,7 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         turns = found.advantages.turn
         if self.args.scale_rewards == "batch" or self.multi_objective_aggregation != "sum_then_normalize":
             # Trajectories as TRL compares them, which is not inside a group.
-            whole = self.accelerator.gather(output["advantages"]).double().cpu().numpy()
+            whole = self.accelerator.gather(output["advantages"]).cpu().double().numpy()
             turns = integrate(
                 whole,
                 found.advantages.turn_level,
@@ -256,62 +302,80 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
 
     def _reward(self, inputs: list[Any], completions: list[Any], completion_ids: list[Sequence[int]]) -> _Own:
         """Turns of this process's rollouts and their rewards."""
-        _check_columns(list(inputs[0]), self._credit.needed)
+        settings = self._credit
+        if self._mode not in self._checked:
+            self._checked.add(self._mode)
+            if self._mode == "train":
+                settings.check(list(inputs[0]))
+            elif settings.needed not in inputs[0]:
+                warnings.warn(f"no column {settings.needed!r} in evaluation", UserWarning, stacklevel=2)
         masks: Sequence[Sequence[int] | None] = self._masks or [None] * len(completion_ids)
-        read = []
-        for row, messages, ids, mask in zip(inputs, completions, completion_ids, masks, strict=True):
-            gold = {name: row.get(column) for name, column in self._credit.columns.items()}
+        self._masks = None
+        read, golds = [], {}  # type: ignore[var-annotated]
+        judged = []
+        for row, known, messages, ids, mask in zip(
+            inputs, self._gold, completions, completion_ids, masks, strict=True
+        ):
+            gold = {name: known.get(name, row.get(column)) for name, column in settings.columns.items()}
+            judged.append(gold[_NEEDS[settings.credit.reward]] is not None)
             if gold["sub_answers"] is None:
                 gold["sub_answers"] = {}
             try:
-                read.append(self._reader.read(ids, mask, {**gold, "group": 0}, _outputs(messages)))
+                read.append(self._reader.read(ids, mask, {**gold, "group": 0}, messages, golds))
             except InputError as error:
                 raise InputError(f"the row with prompt {row.get('prompt')!r:.200}: {error}") from error
-        rewards = assign_rewards([trajectory for trajectory, _ in read], self._credit.credit)
-        judged = [row.get(self._credit.needed) is not None for row in inputs]
+        rewards = assign_rewards([trajectory for trajectory, _ in read], settings.credit)
         if not all(judged):
             kept = np.repeat(judged, rewards.turn_rewards.lengths)
             turns = Ragged(np.where(kept, rewards.turn_rewards.values, 0.0), rewards.turn_rewards.offsets)
             rewards = replace(rewards, turn_rewards=turns, returns=np.where(judged, rewards.returns, 0.0))
         flat = np.concatenate([spans for _, spans in read])
         spans = Ragged.from_lengths(flat, [len(one) for _, one in read])
-        return _Own(spans, rewards, judged, [_number(row, self._credit) for row in inputs])
+        rows = [_number(gold, row) for gold, row in zip(self._gold, inputs, strict=True)]
+        return _Own(spans, rewards, judged, rows)
 
     def _compare(self, own: _Own, rewards: torch.Tensor) -> _All:
         """Advantages over whole groups, which may lie in several processes."""
         returns = own.rewards.returns.tolist()
         facts = gather_object(
             [
-                (returns[b], turns.tolist(), (spans[:, 1] - spans[:, 0]).tolist(), own.prompts[b])
+                (returns[b], own.judged[b], own.rows[b], turns.tolist(), (spans[:, 1] - spans[:, 0]).tolist())
                 for b, (turns, spans) in enumerate(zip(own.rewards.turn_rewards, own.spans, strict=True))
             ]
         )
-        matches = own.rewards.matches.values
+        # Rollouts that cannot be judged have rewards of 0, and are not counted.
+        matches = [found for found, known in zip(own.rewards.matches, own.judged, strict=True) if known]
         calls = {
-            "made": len(matches),
-            "matched": int((matches >= 0).sum()),
-            "malformed": int(own.rewards.malformed.sum()),
+            "made": sum(len(found) for found in matches),
+            "matched": sum(int((found >= 0).sum()) for found in matches),
+            "malformed": int(own.rewards.malformed[own.judged].sum()),
         }
         counts = gather_object([calls])
-        size = self.num_generations if self.model.training else self.num_generations_eval
-        _check_groups([prompt for *_, prompt in facts], size)
-        weighted = (rewards * self.reward_weights.to(rewards.device)).double().nan_to_num().cpu().numpy()
+        size = self.num_generations if self._mode == "train" else self.num_generations_eval
+        _check_groups([row for _, _, row, *_ in facts], size)
+        weighted = (rewards * self.reward_weights.to(rewards.device)).cpu().double().numpy()
+        lost = np.isnan(weighted).all(axis=1)
+        weighted = np.nan_to_num(weighted)
         weighted[:, self._column] = float(self.reward_weights[self._column]) * np.array([f[0] for f in facts])
-        turn_rewards = Ragged.from_lists([turns for _, turns, *_ in facts])
-        ids = np.arange(len(facts), dtype=np.int64) // size
+        turn_rewards = Ragged.from_lists([turns for *_, turns, _ in facts])
+        groups = np.arange(len(facts), dtype=np.int64) // size
+        # One that no reward function judged is compared with nobody, and nobody with it, as in TRL.
+        ids = np.where(lost, len(facts) + np.arange(len(facts)), groups)
         return _All(
             turn_rewards=turn_rewards,
             advantages=assign_advantages(turn_rewards, weighted.sum(axis=1), ids, self._credit.credit),
-            tokens=np.array([n for _, _, lengths, _ in facts for n in lengths], dtype=np.int64),
-            group_ids=ids,
+            tokens=np.array([n for *_, lengths in facts for n in lengths], dtype=np.int64),
+            group_ids=groups,
+            judged=np.array([known for _, known, *_ in facts], dtype=bool),
             calls={name: sum(one[name] for one in counts) for name in calls},
         )
 
     def _log_credit(self, found: _All, turns: Ragged) -> None:
         """Metrics, and the mean over own tokens where TRL shows a rollout's advantage."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._metrics[self._mode]
         made = found.calls["made"] or np.nan
-        metrics["credit/turn_reward"].append(_mean(found.turn_rewards.values))
+        judged = np.repeat(found.judged, found.turn_rewards.lengths)
+        metrics["credit/turn_reward"].append(_mean(found.turn_rewards.values[judged]))
         metrics["credit/matched"].append(found.calls["matched"] / made)
         metrics["credit/malformed"].append(found.calls["malformed"] / made)
         rollout = turns.problem
@@ -331,44 +395,22 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         shown.extend((total / np.maximum(own, 1)).tolist())
 
 
-def _check_columns(found: Any, needed: str) -> None:
-    """Refuse a data set that lacks a column, if its columns are known."""
-    if isinstance(found, list) and needed not in found:
-        raise ConfigError(
-            f"the data set has no column {needed!r}, which the method judges by; it has "
-            f"{', '.join(map(str, found))} (gold_calls_column, gold_answer_column and sub_answers_column of "
-            "matchtir.integrations.trl.GRPOConfig name other columns)"
-        )
-
-
-def _outputs(messages: Any) -> list[list[str]]:
-    """What the tools returned after each assistant message."""
-    found: list[list[str]] = []
-    for message in messages if isinstance(messages, list) else ():
-        if message.get("role") == "assistant":
-            found.append([])
-        elif message.get("role") == "tool" and found:
-            found[-1].append(str(message.get("content")))
-    return found
-
-
-def _check_groups(prompts: Sequence[int], size: int) -> None:
+def _check_groups(rows: Sequence[int], size: int) -> None:
     """Refuse rollouts that are not whole groups, one after the other."""
-    if len(prompts) % size:
-        raise InputError(f"{len(prompts)} rollouts are no whole groups of {size}")
-    for first in range(0, len(prompts), size):
-        other = next((b for b in range(first, first + size) if prompts[b] != prompts[first]), None)
+    if len(rows) % size:
+        raise InputError(f"{len(rows)} rollouts are no whole groups of {size}")
+    for first in range(0, len(rows), size):
+        other = next((b for b in range(first, first + size) if rows[b] != rows[first]), None)
         if other is not None:
             raise InputError(
-                f"rollouts {first} and {other} of the batch are of different prompts; expected {size} of "
+                f"rollouts {first} and {other} of the batch are judged by different gold; expected {size} of "
                 "each prompt, one after the other: a group must not be split over batches"
             )
 
 
-def _number(row: Mapping[str, Any], settings: _Settings) -> int:
-    """The same number for rows of the same prompt, in every process."""
-    names = ("prompt", "environment", *settings.columns.values())
-    text = json.dumps([row.get(name) for name in names], default=lambda value: type(value).__name__)
+def _number(gold: Mapping[str, Any], row: Mapping[str, Any]) -> int:
+    """The same number for rows that are judged by the same, in every process."""
+    text = json.dumps([gold, row.get("environment")], default=lambda value: type(value).__name__)
     return zlib.crc32(text.encode())
 
 

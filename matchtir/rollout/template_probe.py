@@ -128,8 +128,14 @@ def call_format(renderer: Renderer, tool_format: str | None) -> tuple[str, bool]
         raise ConfigError(f"the tokenizer {renderer.name} has no chat template; expected a chat model's")
     if tool_format is not None and tool_format not in formats():
         raise ConfigError(f"tool_format is {tool_format!r}; expected one of {', '.join(formats())}")
-    own = _TOOL not in renderer.attempt([_USER], tools=True)
+    own = not knows_tools(renderer)
     return (_own_format if own else _template_format)(renderer, tool_format), own
+
+
+def knows_tools(renderer: Renderer) -> bool:
+    """Whether there is a chat template that describes tools."""
+    template = getattr(renderer.tokenizer, "chat_template", None)
+    return bool(template) and _TOOL in renderer.attempt([_USER], tools=True)
 
 
 def tail_after_turn(renderer: Renderer, facts: Facts, observations: Sequence[str]) -> str:
