@@ -10,6 +10,7 @@ from typing import Any
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
+import torch
 from accelerate import DistributedType, PartialState
 from test_trl import pairs, script_of
 from trl_runs import GROUP, Script, rows, trainer
@@ -56,6 +57,9 @@ def main(folder: Path, output: Path) -> None:
     assert stage == 2, stage
     if run.accelerator.is_main_process:
         output.write_text(json.dumps(found))
+    # Left to the end of the interpreter, gloo's threads sometimes abort it.
+    run.accelerator.wait_for_everyone()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
