@@ -11,6 +11,9 @@ from ..methods import method_settings
 
 _PREFIX = "credit."
 
+NEEDS = {"matchtir": "gold_calls", "toolrl": "gold_calls", "outcome": "gold_answer", "ftrl": "sub_answers"}
+"""By reward: the field of a rollout's row without which nothing can be judged."""
+
 
 def credit_config(method: str = "matchtir-km", changes: Mapping[str, Any] | None = None) -> CreditConfig:
     """Configuration of a method, with changes.

@@ -25,7 +25,7 @@ from ..credit import CreditConfig, assign_advantages, assign_rewards
 from ..errors import ConfigError, InputError
 from ..scatter import scatter
 from ..types import Advantages, FloatArray, IntArray, Ragged, Rewards
-from .settings import credit_config
+from .settings import NEEDS, credit_config
 from .turns import MESSAGES, TurnReader, check_format
 
 try:
@@ -44,7 +44,6 @@ _HOOKS = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["self", "inputs"],
 }
-_NEEDS = {"matchtir": "gold_calls", "toolrl": "gold_calls", "outcome": "gold_answer", "ftrl": "sub_answers"}
 _LOGGED_TURNS = 10
 
 
@@ -139,7 +138,7 @@ class _Settings:
     @property
     def needed(self) -> str:
         """The column without which nothing can be judged."""
-        return self.columns[_NEEDS[self.credit.reward]]
+        return self.columns[NEEDS[self.credit.reward]]
 
     def check(self, found: Sequence[str]) -> None:
         """Refuse a data set that lacks a column which is needed or named; say what will not be rewarded."""
@@ -191,9 +190,9 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
     Raises
     ------
     ConfigError
-        If the settings of the credit are impossible, no parser reads the model's calls, or the data set lacks
-        a column that rollouts are judged by; if there is no data set; or if the method is "ftrl" and there is
-        a `rollout_func`, which hands over no results of calls.
+        If the settings of the credit are impossible, the parser that is named does not read the calls of the
+        chat template, or the data set lacks a column that rollouts are judged by; if there is no data set; or
+        if the method is "ftrl" and there is a `rollout_func`, which hands over no results of calls.
     """
 
     reward_funcs: list[Any]
@@ -317,7 +316,7 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
             inputs, self._gold, completions, completion_ids, masks, strict=True
         ):
             gold = {name: known.get(name, row.get(column)) for name, column in settings.columns.items()}
-            judged.append(gold[_NEEDS[settings.credit.reward]] is not None)
+            judged.append(gold[NEEDS[settings.credit.reward]] is not None)
             if gold["sub_answers"] is None:
                 gold["sub_answers"] = {}
             try:

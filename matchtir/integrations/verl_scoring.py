@@ -12,7 +12,7 @@ import numpy as np
 from ..credit import CreditConfig, assign_rewards
 from ..errors import ConfigError, InputError
 from ..parse import trajectory_from_row
-from .settings import credit_config
+from .settings import NEEDS, credit_config
 from .turns import gold_calls
 from .verl_rewards import unpack
 
@@ -27,8 +27,6 @@ TURNS = "matchtir_turns"
 
 REWARDS = "turn_rewards"
 """Rewards of turns, among what a reward function returns beside its score; a list or its JSON."""
-
-_NEEDS = {"matchtir": "gold_calls", "toolrl": "gold_calls", "outcome": "gold_answer", "ftrl": "sub_answers"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,7 @@ def rewarded(record: Any, ground_truth: Any, credit: CreditConfig) -> dict[str, 
     gold = _decoded(ground_truth)
     if isinstance(gold, Mapping) and gold.get("method") is not None:
         credit = credit_config(gold["method"])
-    needed = _NEEDS[credit.reward]
+    needed = NEEDS[credit.reward]
     if not isinstance(gold, Mapping) or gold.get(needed) is None:
         raise InputError(
             f"ground_truth is {ground_truth!r:.80}; expected an object, or its JSON, with {needed!r}, which "
