@@ -24,7 +24,7 @@ from ..advantages import integrate
 from ..credit import CreditConfig, assign_advantages, assign_rewards
 from ..errors import ConfigError, InputError
 from ..scatter import scatter
-from ..types import Advantages, FloatArray, IntArray, Ragged, Rewards
+from ..types import Advantages, FloatArray, IntArray, Ragged, Rewards, ToolCall
 from .settings import NEEDS, credit_config
 from .turns import MESSAGES, TurnReader, check_format
 
@@ -310,8 +310,8 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
                 warnings.warn(f"no column {settings.needed!r} in evaluation", UserWarning, stacklevel=2)
         masks: Sequence[Sequence[int] | None] = self._masks or [None] * len(completion_ids)
         self._masks = None
-        read, golds = [], {}  # type: ignore[var-annotated]
-        judged = []
+        golds: dict[str, tuple[ToolCall, ...]] = {}
+        read, judged = [], []
         for row, known, messages, ids, mask in zip(
             inputs, self._gold, completions, completion_ids, masks, strict=True
         ):
