@@ -81,6 +81,55 @@ class Tool:
 
 
 @dataclass(frozen=True, slots=True)
+class Environment:
+    """What stateful tools act on: an object, of which every rollout has one of its own.
+
+    The tools of the task that have neither source nor function are its methods of the same names.
+
+    Parameters
+    ----------
+    source : str
+        Python source that defines the class. It is data, not trusted, and runs in
+        :class:`matchtir.tools.Sandbox` only.
+    name : str
+        The class, or whatever else in the source can be called and gives the object.
+    arguments : mapping
+        What it is called with; JSON values by keyword.
+    judge : str or None
+        Method that says how well a user turn was answered. It is called when the user turn is over, with the
+        keyword `answer` (a string or None), and returns a number from 0 to 1, the outcome. None: the answer
+        is compared with the gold answer.
+    """
+
+    source: str
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    judge: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UserTurn:
+    """What the user says when the model has answered, and what is known of how to answer that.
+
+    Parameters
+    ----------
+    messages : tuple of mapping, at least one
+        In OpenAI's form.
+    tools : tuple of Tool
+        That the model may call from now on, besides those it had.
+    gold_calls : tuple of ToolCall
+        The calls that this user turn needs, in order.
+    gold_answer : str or None
+        Its answer.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Tool, ...] = ()
+    gold_calls: tuple[ToolCall, ...] = ()
+    gold_answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A question, the tools that may help, and what is known of its solution.
 
@@ -100,6 +149,11 @@ class Task:
         Tool name to the answers of the sub-questions it solves.
     kind : str
         The data set's own word for the task's shape, ``"single_hop"`` say; metrics are shown by kind.
+    environment : Environment or None
+        What the stateful ones of its tools act on.
+    later : tuple of UserTurn
+        What the user goes on to say. `messages`, `gold_calls` and `gold_answer` are those of the first user
+        turn.
     """
 
     id: str
@@ -109,6 +163,8 @@ class Task:
     gold_answer: str | None = None
     sub_answers: Mapping[str, tuple[str, ...]] | None = None
     kind: str = ""
+    environment: Environment | None = None
+    later: tuple[UserTurn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +179,26 @@ class Turn:
     answer: str | None = None
     text: str = ""
     reasoning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One user turn of a dialogue: which of a rollout's turns answer it, and what they are judged by.
+
+    Parameters
+    ----------
+    turns : int
+        How many of the rollout's turns, in order. 0 where the rollout ended before.
+    gold_calls : int
+        How many of the rollout's gold calls, in order, belong to it.
+    gold_answer, outcome
+        As those of :class:`Trajectory`, of this user turn.
+    """
+
+    turns: int
+    gold_calls: int = 0
+    gold_answer: str | None = None
+    outcome: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +222,9 @@ class Trajectory:
         Tool name to the answers of the sub-questions it solves; the FTRL reward needs it.
     kind : str
         The task's kind; metrics are shown by kind.
+    rounds : tuple of Round
+        The user turns of a dialogue, also those that it did not reach. Their turns and gold calls add up to
+        the rollout's; `gold_answer` and `outcome` are theirs, and None here. Empty: there is one user turn.
     """
 
     turns: tuple[Turn, ...]
@@ -155,6 +234,7 @@ class Trajectory:
     outcome: float | None = None
     sub_answers: Mapping[str, tuple[str, ...]] | None = None
     kind: str = ""
+    rounds: tuple[Round, ...] = ()
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:
