@@ -101,16 +101,16 @@ def run(code: bytes, number: int, audit: int, arguments: tuple[int, ...] = ()) -
             at += if_true if test else if_false
 
 
-def verdict(allowed, machine: str, name: str, *arguments: int) -> str:
+def verdict(allowed, machine: str, name: str, *arguments: int, conditions=None) -> str:
     """What a filter does with a call by name."""
     number = getattr(seccomp.SYSTEM_CALLS[name], machine)
-    return run(seccomp.program(allowed, machine), number, AUDIT[machine], arguments)
+    return run(seccomp.program(allowed, machine, conditions), number, AUDIT[machine], arguments)
 
 
 @machines
 def test_filter_allows_what_is_named_and_nothing_else(machine):
-    special = {"mmap", "mprotect", "clone", "clone3"}
-    for allowed in (seccomp.CHILD, seccomp.WORKER):
+    special = {"mmap", "mprotect", "clone", "clone3", "socketpair"}
+    for allowed in (seccomp.CHILD, seccomp.WORKER, seccomp.HOST, seccomp.BRANCHING):
         code = seccomp.program(allowed, machine)
         named = {getattr(seccomp.SYSTEM_CALLS[name], machine) for name in allowed - special}
         refused = {getattr(seccomp.SYSTEM_CALLS[name], machine) for name in special - allowed}
@@ -161,6 +161,37 @@ def test_worker_may_fork_and_make_no_thread_and_no_namespace(machine):
 
 
 @machines
+def test_host_may_make_local_channels_and_no_other_socket(machine):
+    local, internet = 1, 2
+    assert verdict(seccomp.HOST, machine, "socketpair", local) == ALLOW
+    assert verdict(seccomp.HOST, machine, "socketpair", internet) == REFUSE
+    code = seccomp.program(seccomp.HOST, machine, seccomp.HOST_CONDITIONS)
+    for name in ("openat", "execve", "execveat", "socket", "ptrace", "bpf", "io_uring_setup", "memfd_create"):
+        assert run(code, DANGEROUS[machine][name], AUDIT[machine]) == REFUSE, name
+
+
+@machines
+def test_child_that_may_copy_itself_may_fork_and_no_more(machine):
+    def by(name: str, *arguments: int) -> str:
+        conditions = seccomp.BRANCHING_CONDITIONS
+        return verdict(seccomp.BRANCHING, machine, name, *arguments, conditions=conditions)
+
+    sigchld, parent = 17, 0x8000
+    assert by("clone", sigchld | parent) == ALLOW
+    for flag in (0x100, 0x4000, 0x10000, 0x20000, 0x10000000):
+        assert by("clone", sigchld | flag) == REFUSE, hex(flag)
+    set_death_signal, set_name, set_dumpable = 1, 15, 4
+    assert by("prctl", set_death_signal, 9) == ALLOW
+    assert by("prctl", set_name) == by("prctl", set_dumpable) == REFUSE
+    code = seccomp.program(seccomp.BRANCHING, machine, seccomp.BRANCHING_CONDITIONS)
+    verdicts = {name: run(code, number, AUDIT[machine]) for name, number in DANGEROUS[machine].items()}
+    assert {name for name, one in verdicts.items() if one != REFUSE} <= {"prctl"}
+    assert verdicts.get("prctl", REFUSE) == REFUSE  # without an argument
+    for name in ("kill", "sendmsg", "socketpair", "dup3", "prlimit64"):
+        assert by(name) == REFUSE, name
+
+
+@machines
 def test_other_conventions_kill(machine):
     code = seccomp.program(seccomp.CHILD, machine)
     for other in set(AUDIT) - {machine}:
@@ -172,7 +203,7 @@ def test_other_conventions_kill(machine):
 
 @machines
 def test_jumps_stay_inside(machine):
-    for allowed in (seccomp.CHILD, seccomp.WORKER):
+    for allowed in (seccomp.CHILD, seccomp.WORKER, seccomp.HOST, seccomp.BRANCHING):
         lines = list(struct.iter_unpack("<HBBI", seccomp.program(allowed, machine)))
         for at, (operation, if_true, if_false, _) in enumerate(lines):
             if operation in (0x15, 0x35, 0x45):

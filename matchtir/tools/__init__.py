@@ -4,10 +4,11 @@ from .definitions import tool_from_mcp, tool_from_schema
 from .function_schema import tool_from_function
 from .observations import Observation, call_failed
 from .registry import ToolRegistry, run_turns
-from .sandbox import Call, Result, Sandbox
+from .sandbox import Call, Instance, Result, Sandbox
 
 __all__ = [
     "Call",
+    "Instance",
     "Observation",
     "Result",
     "Sandbox",

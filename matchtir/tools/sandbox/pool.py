@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import sys
@@ -14,8 +13,9 @@ from types import TracebackType
 from typing import Any
 
 from ...errors import ConfigError, InputError, SandboxError, SandboxWarning
+from .instances import Hosts, Instance
 from .process import WorkerDiedError, WorkerProcess
-from .records import Call, Result
+from .records import Call, Result, pack_call, pack_method
 
 _MOST_DEATHS = 5
 _LARGEST_CHUNK = 16
@@ -47,7 +47,8 @@ class Sandbox:
 
     - Faults of the kernel, the processor (timing and other side channels) and of CPython's C code are faults
       of the sandbox. For hostile code that is worth a kernel exploit use a virtual machine.
-    - A tool can use all of its time and memory: `workers` processors and `workers` × `memory_mb`.
+    - A tool can use all of its time and memory: `workers` processors and `workers` × `memory_mb`. So can each
+      open object its memory; between two of its calls it takes no processor.
     - Calls of one group can change each other's results; put calls of different tasks into different groups.
     - A child can find in its memory other calls that its worker was given, and results. It can read them and
       change none.
@@ -133,6 +134,9 @@ class Sandbox:
         # None stands for a worker that died and could not be replaced yet.
         self._idle: queue.LifoQueue[WorkerProcess | None] = queue.LifoQueue()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="matchtir-sandbox")
+        self._hosts = Hosts(
+            workers, self._check_open, self._start_host, self._forget, self._threads, self._limit
+        )
         try:
             made = [self._make() for _ in range(workers)]
             for worker in made:
@@ -196,7 +200,9 @@ class Sandbox:
         SandboxError
             If the sandbox is closed, belongs to another process, or its workers die before they run the call.
         """
-        return self._run([_pack(source, name, arguments or {}, "the call")], False, self._limit(timeout))[0]
+        return self._run([pack_call(source, name, arguments or {}, "the call")], False, self._limit(timeout))[
+            0
+        ]
 
     def map(
         self,
@@ -229,7 +235,7 @@ class Sandbox:
         SandboxError
             As :meth:`call`.
         """
-        packed = [_pack(*_parts(call, i), f"calls[{i}]") for i, call in enumerate(calls)]
+        packed = [pack_call(*_parts(call, i), f"calls[{i}]") for i, call in enumerate(calls)]
         limit = self._limit(timeout)
         self._check_open()
         if groups is None:
@@ -256,6 +262,111 @@ class Sandbox:
         except CancelledError:  # it waited for its turn when the sandbox was closed
             raise SandboxError("the sandbox is closed") from None
         return [result for result in results if result is not None]
+
+    def open(
+        self,
+        source: str,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        branching: bool = False,
+        timeout: float | None = None,
+    ) -> Instance:
+        """Make an object whose methods are called one after the other, in a process of its own.
+
+        Parameters
+        ----------
+        source : str
+            Python source of its class.
+        name : str
+            The class, or a function of the source that returns the object.
+        arguments : mapping of str to JSON value
+            Its keyword arguments.
+        branching : bool
+            Let the object be copied, see :meth:`Instance.copy`. Its source can then start copies of its own
+            process, which take processor and memory until the sandbox is closed.
+        timeout : float, optional
+            Seconds, instead of the sandbox's.
+
+        Returns
+        -------
+        Instance
+            Also where it could not be made: `start` says why.
+
+        Raises
+        ------
+        InputError, SandboxError
+            As :meth:`call`.
+        ConfigError
+            As the sandbox itself, where the first object is made.
+
+        Examples
+        --------
+        >>> source = '''
+        ... class Counter:
+        ...     def __init__(self, count=0):
+        ...         self.count = count
+        ...     def add(self, number):
+        ...         self.count += number
+        ...         return self.count
+        ... '''
+        >>> with Sandbox(workers=1) as box, box.open(source, "Counter", {"count": 2}) as counter:
+        ...     counter.call("add", {"number": 3}).value
+        ...     counter.call("add", {"number": 4}).value
+        5
+        9
+        """
+        return self.open_all([(source, name, arguments or {})], branching=branching, timeout=timeout)[0]
+
+    def open_all(
+        self,
+        calls: Iterable[Call | tuple[str, str, Mapping[str, Any]]],
+        *,
+        branching: bool = False,
+        timeout: float | None = None,
+    ) -> list[Instance]:
+        """:meth:`open` many objects, side by side; (source, name, arguments) of each."""
+        packed = [pack_call(*_parts(call, i), f"calls[{i}]") for i, call in enumerate(calls)]
+        self._check_open()
+        return self._hosts.open(packed, branching, self._limit(timeout))
+
+    def call_all(
+        self,
+        batch: Sequence[tuple[Instance, Sequence[tuple[str, Mapping[str, Any]]]]],
+        *,
+        timeout: float | None = None,
+    ) -> list[list[Result]]:
+        """Call methods of many objects.
+
+        Parameters
+        ----------
+        batch : sequence of (Instance, sequence of (name, arguments))
+            Calls of one object run in order; up to `workers` objects are at work at a time.
+        timeout : float, optional
+            Seconds that each call may take, instead of the sandbox's.
+
+        Returns
+        -------
+        list of list of Result
+            One list an entry of the batch, one result a call.
+
+        Raises
+        ------
+        InputError, SandboxError
+            As :meth:`Instance.call`.
+        """
+        packed = [
+            (
+                instance,
+                [
+                    pack_method(name, arguments, f"call {k} of batch[{i}]")
+                    for k, (name, arguments) in enumerate(calls)
+                ],
+            )
+            for i, (instance, calls) in enumerate(batch)
+        ]
+        self._check_open()
+        return self._hosts.run(packed, self._limit(timeout))
 
     def _run(self, calls: list[bytes], shared: bool, timeout: float) -> list[Result]:
         """Results of all calls; those that a dying worker had not started go to another one."""
@@ -312,6 +423,15 @@ class Sandbox:
             self._check_open()
             worker = WorkerProcess(self._settings)
             self._live.add(worker)
+        return worker
+
+    def _start_host(self) -> WorkerProcess:
+        """A worker that keeps objects, confirmed."""
+        with self._lock:
+            self._check_open()
+            worker = WorkerProcess(self._settings, "host")
+            self._live.add(worker)
+        self._confirm(worker)
         return worker
 
     def _confirm(self, worker: WorkerProcess) -> None:
@@ -384,17 +504,6 @@ def _parts(call: Any, i: int) -> tuple[Any, Any, Any]:
     if not isinstance(call, tuple) or len(call) != 3:
         raise InputError(f"calls[{i}] is {call!r:.60}; expected (source, name, arguments)")
     return call
-
-
-def _pack(source: str, name: str, arguments: Mapping[str, Any], where: str) -> bytes:
-    """A call as the child reads it."""
-    for field, value in (("source", source), ("name", name)):
-        if not isinstance(value, str):
-            raise InputError(f"{field} of {where} is {type(value).__name__}; expected a string")
-    try:
-        return json.dumps([source, name, dict(arguments)]).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"arguments of {where} are no JSON object: {error}") from None
 
 
 def _why_unsafe(report: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -52,6 +53,8 @@ class WorkerProcess:
     ----------
     settings : dict
         What :class:`~matchtir.tools.sandbox.worker.main.Worker` takes.
+    module : {"main", "host"}
+        Whether it runs calls, each alone, or keeps objects.
 
     Attributes
     ----------
@@ -61,11 +64,12 @@ class WorkerProcess:
 
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], module: str = "main") -> None:
         if not sys.executable or getattr(sys, "frozen", False):
             raise SandboxError("there is no Python interpreter to start a sandbox worker with")
         folder = str(Path(__file__).parent)
-        options = ["-s", "-S", "-B", "-X", "utf8", "-c", _BOOTSTRAP, folder, str(os.getpid())]
+        bootstrap = _BOOTSTRAP.replace("worker.main", f"worker.{module}")
+        options = ["-s", "-S", "-B", "-X", "utf8", "-c", bootstrap, folder, str(os.getpid())]
         try:
             ours, theirs = socket.socketpair()
             with theirs:
@@ -133,6 +137,20 @@ class WorkerProcess:
         self._stop()
         return results, False
 
+    def act(self, what: int, number: int, payload: bytes, timeout: float) -> tuple[Result, bool]:
+        """Have a host do something with an object: the result, and whether the host is still alive."""
+        try:
+            self._wait_at_most(timeout + _GRACE_SECONDS)
+            self._socket.sendall(wire.ACT.pack(what, number, timeout, len(payload)) + payload)
+            status, seconds, length = wire.RESULT.unpack(self._receive(wire.RESULT.size))
+            return _result(status, seconds, self._receive(length)), True
+        except BlockingIOError:
+            result = Result("timeout", error=f"gave no result within {timeout:g} s", seconds=timeout)
+        except (EOFError, OSError):
+            result = Result("crash", error="the worker that ran it died")
+        self._stop()
+        return result, False
+
     def _wait_at_most(self, seconds: float) -> None:
         """Limit how long the socket waits for one piece, in the kernel: poll would wake us at each."""
         if seconds != self._timeout:
@@ -156,6 +174,10 @@ class WorkerProcess:
         """Kill it, and with it its child. Who waits for its answer learns that it died."""
         with contextlib.suppress(OSError):  # it has ended
             self._socket.shutdown(socket.SHUT_RDWR)
+        # Its group, which an object that copies itself cannot leave.
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            if self._process.returncode is None:  # else its number may be another's
+                os.killpg(self.pid, signal.SIGKILL)
         with contextlib.suppress(PermissionError):  # root without CAP_KILL; the worker sees that we let go
             self._process.kill()
 

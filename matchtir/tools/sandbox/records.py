@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
+
+from ...errors import InputError
 
 Status = Literal["ok", "error", "timeout", "memory", "crash", "output"]
 
@@ -43,3 +46,24 @@ class Result:
     value: Any = None
     error: str | None = None
     seconds: float = field(default=0.0, compare=False)
+
+
+def pack_call(source: str, name: str, arguments: Mapping[str, Any], where: str) -> bytes:
+    """A call of a source's function as a child reads it. Raises InputError."""
+    return _packed({"source": source, "name": name}, arguments, where)
+
+
+def pack_method(name: str, arguments: Mapping[str, Any], where: str) -> bytes:
+    """A call of an object's method as a child reads it. Raises InputError."""
+    return _packed({"name": name}, arguments, where)
+
+
+def _packed(fields: Mapping[str, Any], arguments: Mapping[str, Any], where: str) -> bytes:
+    """Fields that must be strings, and arguments, as a JSON list."""
+    for name, value in fields.items():
+        if not isinstance(value, str):
+            raise InputError(f"{name} of {where} is {type(value).__name__}; expected a string")
+    try:
+        return json.dumps([*fields.values(), dict(arguments)]).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"arguments of {where} are no JSON object: {error}") from None

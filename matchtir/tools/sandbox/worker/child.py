@@ -32,11 +32,20 @@ def run_calls(calls: Sequence[Call | bytes], pipe: int, max_output: int) -> None
 
 def _run(call: Call | bytes, max_output: int, compiled: dict[str, CodeType]) -> tuple[int, bytes]:
     """Status of one call, and its value or its error's text, as JSON."""
-    try:
+
+    def value() -> Any:
         source, name, arguments = decode(call) if isinstance(call, bytes) else call
         if source not in compiled:
             compiled[source] = compile(source, "<string>", "exec", dont_inherit=True)
-        payload = encode(function_of(compiled[source], name)(**arguments))
+        return function_of(compiled[source], name)(**arguments)
+
+    return answer(value, max_output)
+
+
+def answer(value: Callable[[], Any], max_output: int) -> tuple[int, bytes]:
+    """Status and payload of what is worked out by `value`, whatever that does."""
+    try:
+        payload = encode(value())
         status = wire.OK
     except MemoryError:
         return wire.MEMORY, b'"asked for more memory than it may have"'

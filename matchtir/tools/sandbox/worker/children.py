@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from . import confine, preload, wire
 from .channel import Pool
@@ -37,6 +37,8 @@ class Child:
         Confines the child before `work`.
     memory : int
         Bytes of address space that it may have.
+    ends : (int, int), optional
+        Our end of its channel, and its own, instead of a new pipe.
 
     Raises
     ------
@@ -44,9 +46,15 @@ class Child:
         If no process can be made.
     """
 
-    def __init__(self, work: Callable[[int], None], lock: Callable[[], None], memory: int) -> None:
+    def __init__(
+        self,
+        work: Callable[[int], None],
+        lock: Callable[[], None],
+        memory: int,
+        ends: tuple[int, int] | None = None,
+    ) -> None:
         worker = os.getpid()
-        self.pipe, far_end = os.pipe()
+        self.pipe, far_end = ends or os.pipe()
         preload.seed_random()
         try:
             with confine.memory_limit(memory):
@@ -66,7 +74,10 @@ class Child:
         while have < count:
             if not pool.wait(self.pipe, deadline):
                 raise TimeoutError
-            piece = os.read(self.pipe, 1 << 16)
+            try:
+                piece = os.read(self.pipe, 1 << 16)
+            except ConnectionResetError:  # of a socket whose other end had not read all
+                break
             if not piece:
                 break
             pieces.append(piece)
@@ -144,6 +155,9 @@ def _signal_name(number: int) -> str:
     return f"signal {number}"
 
 
+AnyChild = TypeVar("AnyChild", bound=Child)
+
+
 def run_group(
     make: Callable[[], Child],
     pool: Pool,
@@ -160,7 +174,7 @@ def run_group(
     None, or the seconds after which the next one said ``ELSEWHERE``.
     """
     try:
-        child = _made(make)
+        child = made_in_time(make)
     except OSError as error:
         answer(wire.CRASH, 0.0, _text(f"no process can be made: {error}"))
         return 1, None
@@ -189,7 +203,7 @@ def run_group(
         child.end()
 
 
-def _made(make: Callable[[], Child]) -> Child:
+def made_in_time(make: Callable[[], AnyChild]) -> AnyChild:
     """A child. A system that is short of processes gets a few seconds, since the tool is not to blame."""
     for pause in _FORK_PAUSES:
         try:

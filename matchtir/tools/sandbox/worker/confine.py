@@ -12,7 +12,7 @@ from typing import Any
 
 NOBODY = 65534
 
-DESCRIPTORS = 32
+DESCRIPTORS = 1024
 """No descriptor of a worker has this number or a higher one, so that a child can close all but its own."""
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38

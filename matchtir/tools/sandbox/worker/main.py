@@ -27,10 +27,16 @@ def main(parent: int) -> NoReturn:
     """Serve the process `parent` at the other end of descriptor 0 until it is gone."""
     pool = Pool(os.dup(0), parent)
     with contextlib.suppress(OSError, PoolGoneError):
-        (length,) = wire.LENGTH.unpack(pool.receive(wire.LENGTH.size))
-        settings = json.loads(pool.receive(length))
+        settings = receive_settings(pool)
         serve(pool, lambda: _worker_with_reserve(pool, **settings))
     os._exit(0)
+
+
+def receive_settings(pool: Pool) -> dict[str, Any]:
+    """What the pool says first: how the worker is made. Raises PoolGoneError, OSError."""
+    (length,) = wire.LENGTH.unpack(pool.receive(wire.LENGTH.size))
+    settings: dict[str, Any] = json.loads(pool.receive(length))
+    return settings
 
 
 def serve(pool: Pool, make: Callable[[], Worker]) -> None:
@@ -50,21 +56,12 @@ def serve(pool: Pool, make: Callable[[], Worker]) -> None:
 
 def _worker_with_reserve(pool: Pool, *, modules: list[str], paths: list[str], **limits: int) -> Worker:
     """The worker, which has what tools use often, and its reserve, which has `modules` and all else."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, no child could be waited for
-    confine.limit_descriptors()
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
+    close_streams()
     preload.preload_usual(modules)
     worker_pid = os.getpid()
 
     def make_reserve(channel: Pool) -> Worker:
-        signal.alarm(_IMPORT_SECONDS)  # a module that never ends its import must not outlive the trainer
-        missing = preload.preload_rest(modules, paths)
-        signal.alarm(0)
-        made = Worker(channel, missing=missing, **limits)
+        made = Worker(channel, missing=preload_rest_in_time(modules, paths), **limits)
         # After the change of user, which takes this back. Where Landlock keeps the signal from it, the end of
         # its channel tells the reserve that the worker is gone.
         confine.die_with_parent(worker_pid)
@@ -77,6 +74,25 @@ def _worker_with_reserve(pool: Pool, *, modules: list[str], paths: list[str], **
     worker = Worker(pool, missing={}, **limits)
     worker.take(reserve)
     return worker
+
+
+def close_streams() -> None:
+    """Let nothing of the trainer's be open but the channel, and signals be as a worker needs them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, no child could be waited for
+    confine.limit_descriptors()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def preload_rest_in_time(modules: list[str], paths: list[str]) -> dict[str, str]:
+    """Import all else; a module that never ends its import must not outlive the trainer."""
+    signal.alarm(_IMPORT_SECONDS)
+    missing = preload.preload_rest(modules, paths)
+    signal.alarm(0)
+    return missing
 
 
 class Worker:
@@ -129,11 +145,15 @@ class Worker:
             found |= {"landlock": 0, "landlock_reason": str(error)}
         try:
             self._lock = seccomp.Filter(seccomp.CHILD)
-            seccomp.Filter(seccomp.WORKER).install()
+            self._filter().install()
         except (OSError, seccomp.UnknownMachineError) as error:
             self._lock = None
             found["seccomp_reason"] = str(error)
         return found
+
+    def _filter(self) -> seccomp.Filter:
+        """The calls that this process may make from now on."""
+        return seccomp.Filter(seccomp.WORKER)
 
     def _probe(self, memory: int) -> dict[str, Any]:
         """What a child could do of what it must not, and whether its memory has a limit."""

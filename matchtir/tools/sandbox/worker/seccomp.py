@@ -19,15 +19,16 @@ from typing import NamedTuple
 
 
 class SystemCall(NamedTuple):
-    """Its number on each machine, None where there is no such call; whether not only workers may make it."""
+    """Its number on each machine, None where there is none; whether children, or only hosts, may make it."""
 
     x86_64: int | None
     aarch64: int | None
     for_children: bool = False
+    for_hosts_only: bool = False
 
 
 # Children compute: memory, clocks, random bytes, and the descriptors they have. Workers make, limit and kill
-# children besides.
+# children besides. Hosts are workers that hand their children channels.
 SYSTEM_CALLS: Mapping[str, SystemCall] = {
     "brk": SystemCall(12, 214, for_children=True),
     "clock_getres": SystemCall(229, 114, for_children=True),
@@ -67,21 +68,27 @@ SYSTEM_CALLS: Mapping[str, SystemCall] = {
     "prlimit64": SystemCall(302, 261),
     "pselect6": SystemCall(270, 72, for_children=True),
     "read": SystemCall(0, 63, for_children=True),
+    "recvmsg": SystemCall(47, 212, for_hosts_only=True),
     "restart_syscall": SystemCall(219, 128, for_children=True),
     "rt_sigaction": SystemCall(13, 134, for_children=True),
     "rt_sigprocmask": SystemCall(14, 135, for_children=True),
     "rt_sigreturn": SystemCall(15, 139, for_children=True),
     "sched_yield": SystemCall(24, 124, for_children=True),
     "select": SystemCall(23, None, for_children=True),
+    "sendmsg": SystemCall(46, 211, for_hosts_only=True),
     "set_robust_list": SystemCall(273, 99),
     "setrlimit": SystemCall(160, 164),
     "sigaltstack": SystemCall(131, 132, for_children=True),
+    "socketpair": SystemCall(53, 199, for_hosts_only=True),
     "time": SystemCall(201, None, for_children=True),
     "wait4": SystemCall(61, 260),
     "write": SystemCall(1, 64, for_children=True),
 }
-WORKER = frozenset(SYSTEM_CALLS)
+HOST = frozenset(SYSTEM_CALLS)
+WORKER = frozenset(name for name, call in SYSTEM_CALLS.items() if not call.for_hosts_only)
 CHILD = frozenset(name for name, call in SYSTEM_CALLS.items() if call.for_children)
+BRANCHING = CHILD | {"clone", "clone3", "prctl", "recvmsg"}
+"""A child that may copy itself: it forks, is given a channel for the copy, and ties it to the worker."""
 
 # Machine: its AUDIT_ARCH value.
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -93,8 +100,28 @@ _X32_BIT = 0x40000000
 _PROT_EXEC = 4
 # CLONE_VM, VFORK, PARENT, THREAD, and all that makes a namespace: what fork() does not set.
 _NO_FORK = 0x100 | 0x4000 | 0x8000 | 0x10000 | 0x80 | 0x20000 | 0x7E000000
-# Argument that must have none of these bits.
-_FORBIDDEN_BITS = {"mmap": (2, _PROT_EXEC), "mprotect": (2, _PROT_EXEC), "clone": (0, _NO_FORK)}
+_CLONE_PARENT = 0x8000
+_AF_UNIX, _PR_SET_PDEATHSIG = 1, 1
+
+
+class Condition(NamedTuple):
+    """What an argument of a call must be: without these bits, or this number."""
+
+    argument: int
+    bits: int = 0
+    number: int | None = None
+
+
+_CONDITIONS = {
+    "mmap": Condition(2, _PROT_EXEC),
+    "mprotect": Condition(2, _PROT_EXEC),
+    "clone": Condition(0, _NO_FORK),
+    "socketpair": Condition(0, number=_AF_UNIX),
+}
+# A host's filter holds for its children too, and one that copies itself makes the copy the host's child.
+HOST_CONDITIONS = {"clone": Condition(0, _NO_FORK & ~_CLONE_PARENT)}
+BRANCHING_CONDITIONS = {**HOST_CONDITIONS, "prctl": Condition(0, number=_PR_SET_PDEATHSIG)}
+"""In place of the usual ones, for :data:`HOST` and :data:`BRANCHING`."""
 
 _PR_SET_SECCOMP, _FILTER_MODE = 22, 2
 _instruction = struct.Struct("HBBI")
@@ -114,13 +141,17 @@ class _Program(ctypes.Structure):
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-def program(allowed: Iterable[str], machine: str) -> bytes:
-    """The filter that allows the named calls on a machine, as ``struct sock_filter[]``."""
+def program(allowed: Iterable[str], machine: str, conditions: Mapping[str, Condition] | None = None) -> bytes:
+    """The filter that allows the named calls on a machine, as ``struct sock_filter[]``.
+
+    `conditions` go before the usual ones.
+    """
     leaves = {0: _REFUSED}
+    known = {**_CONDITIONS, **(conditions or {})}
     for name in allowed:
         number = getattr(SYSTEM_CALLS[name], machine)
         if number is not None:
-            leaves[number] = _leaf(name)
+            leaves[number] = _leaf(name, known.get(name))
             leaves.setdefault(number + 1, _REFUSED)
     code: Code = [
         (_LD, 0, 0, _MACHINE),
@@ -137,15 +168,17 @@ def program(allowed: Iterable[str], machine: str) -> bytes:
     return b"".join(_instruction.pack(*line) for line in code)
 
 
-def _leaf(name: str) -> tuple[Line, ...]:
+def _leaf(name: str, condition: Condition | None) -> tuple[Line, ...]:
     """What to do with an allowed call."""
     if name == "clone3":
         # Its flags stand in memory, which a filter cannot read. The C library falls back to clone.
         return ((_RET, 0, 0, _ERRNO | errno.ENOSYS),)
-    if name not in _FORBIDDEN_BITS:
+    if condition is None:
         return ((_RET, 0, 0, _ALLOW),)
-    argument, bits = _FORBIDDEN_BITS[name]
-    return ((_LD, 0, 0, _ARGUMENTS + 8 * argument), (_JSET, 0, 1, bits), *_REFUSED, (_RET, 0, 0, _ALLOW))
+    load = (_LD, 0, 0, _ARGUMENTS + 8 * condition.argument)
+    if condition.number is not None:
+        return (load, (_JEQ, 1, 0, condition.number), *_REFUSED, (_RET, 0, 0, _ALLOW))
+    return (load, (_JSET, 0, 1, condition.bits), *_REFUSED, (_RET, 0, 0, _ALLOW))
 
 
 def _search(ranges: list[tuple[int, tuple[Line, ...]]]) -> Code:
@@ -164,13 +197,18 @@ def _search(ranges: list[tuple[int, tuple[Line, ...]]]) -> Code:
 class Filter:
     """A filter, ready to be installed in this process and, after a fork, in a child."""
 
-    def __init__(self, allowed: Iterable[str], machine: str | None = None) -> None:
+    def __init__(
+        self,
+        allowed: Iterable[str],
+        machine: str | None = None,
+        conditions: Mapping[str, Condition] | None = None,
+    ) -> None:
         machine = machine or os.uname().machine
         if sys.platform != "linux" or machine not in MACHINES:
             raise UnknownMachineError(
                 f"no filter for {sys.platform} on {machine}; known: {', '.join(MACHINES)}"
             )
-        code = program(allowed, machine)
+        code = program(allowed, machine, conditions)
         self._code = ctypes.create_string_buffer(code, len(code))
         self._program = _Program(len(code) // _instruction.size, ctypes.addressof(self._code))
         prctl = ctypes.CDLL(None, use_errno=True).prctl

@@ -8,6 +8,12 @@ Answer, worker to pool: one byte ``STARTED`` when a request was read and the fir
 run, then for each call, in order, ``RESULT`` (status, seconds, length) and a JSON payload.
 
 Child to worker, over a private pipe: for each call, in order, ``FRAME`` (status, length) and a payload.
+
+A host keeps objects, each in a child of its own. Request, pool to host: ``ACT`` (what to do, number of the
+object, seconds it may take, length) and a JSON payload: ``[source, name, arguments]`` to make an object,
+``[name, arguments]`` to call a method, the new object's number to copy one. Answer, host to pool: ``RESULT``
+and a JSON payload. Host to child, over the child's socket: ``REQUEST`` (length) and ``[name, arguments]``, or
+length 0 and, as ancillary data, the channel of a copy of the child.
 """
 
 from __future__ import annotations
@@ -20,6 +26,11 @@ LENGTH = struct.Struct("<I")
 RESULT = struct.Struct("<BdI")
 FRAME = struct.Struct("<BI")
 STARTED = b"+"
+
+ACT = struct.Struct("<BQdI")
+REQUEST = struct.Struct("<I")
+MAKE, MAKE_BRANCHING, CALL, COPY, DROP = range(5)
+"""What a host can be asked to do."""
 
 OK, ERROR, TIMEOUT, MEMORY, CRASH, OUTPUT = range(6)
 FROM_CHILD = (OK, ERROR, MEMORY, OUTPUT)
