@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cases.assignment import hungarian_sweep, hungarian_w1, hungarian_w2, hungarian_w3
 from cases.batch import full, scatter_full, threads
+from cases.instances import crossing, latency
 from cases.loss import logprobs, policy_loss, returns_scatter
 from cases.sandbox import hostile, memory, throughput
 from cases.similarity import similarity_w1tool
@@ -52,6 +53,8 @@ CASES: dict[str, Callable[[bool], list[Row]]] = {
     "sandbox": throughput,
     "sandbox-hostile": hostile,
     "sandbox-memory": memory,
+    "environments": latency,
+    "environments-crossing": crossing,
 }
 
 

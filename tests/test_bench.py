@@ -215,7 +215,7 @@ def test_smoke_run_writes_table_and_json(capsys: pytest.CaptureFixture[str], tmp
         assert {"case", "metric", "value", "target", "aim", "unit", "quantiles"} <= row.keys()
         assert isinstance(row["value"], str if row["case"] == "environment" else (int, float))
     assert len({(row["case"], row["metric"]) for row in rows}) == len(rows)
-    assert sum(row["target"] is not None for row in rows) == 28 - (find_spec("trl") is None)
+    assert sum(row["target"] is not None for row in rows) == 32 - (find_spec("trl") is None)
     for name in (
         "hungarian W1",
         "hungarian W2",
@@ -232,6 +232,7 @@ def test_smoke_run_writes_table_and_json(capsys: pytest.CaptureFixture[str], tmp
         "sandbox",
         "sandbox, hostile",
         "sandbox, memory",
+        "environments",
     ):
         assert any(row["case"].startswith(name) and row["target"] is not None for row in rows)
 

@@ -114,7 +114,7 @@ def _fill(
     try:
         with ExitStack() as stack:
             box = None
-            if jobs and any(tool.source is not None for task in tasks for tool in task.tools):
+            if jobs and any(map(_needs_sandbox, tasks)):
                 box = stack.enter_context(
                     Sandbox(workers=args.workers, timeout=args.timeout, allow_unsafe=args.allow_unsafe)
                 )
@@ -133,6 +133,12 @@ def _fill(
     if missing and journal.done:
         say(f"{missing:,} of {whole:,} rollouts are missing; {_how_to_resume(args)}")
     return DONE if not missing else PARTLY if journal.done else FAILED
+
+
+def _needs_sandbox(task: Task) -> bool:
+    """Whether it has an environment, or a tool that is source."""
+    tools = [*task.tools, *(tool for turn in task.later for tool in turn.tools)]
+    return task.environment is not None or any(tool.source is not None for tool in tools)
 
 
 def _shown(finished: Iterator[Finished], whole: int) -> Iterator[Finished]:

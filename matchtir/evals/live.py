@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..parse import parse_messages
+from ..rollout.environments import Environments
+from ..rollout.judged_by import judged_by
 from ..tools import Sandbox, ToolRegistry
-from ..types import Task, ToolCall, Turn
+from ..types import Task, Tool, ToolCall, Turn, UserTurn
 from .chat import Chat, RequestError
 
 MAX_TURNS = 16
 """Turns that a rollout may have by default: the hardest tasks need 11 calls and an answer."""
 
 Message = dict[str, Any]
+Finish = Literal["answer", "no_answer", "max_turns", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +28,26 @@ class Rollout:
     Attributes
     ----------
     messages : tuple of dict
-        The prompt, and all that model and tools wrote after it, as it came.
+        The prompt, and all that model, tools and user wrote after it, as it came.
     finish : {"answer", "no_answer", "max_turns", "refused"}
         ``no_answer``: the model stopped with an empty message. ``max_turns``: it still made calls in the
         last turn it had. ``refused``: the endpoint would not answer this conversation.
     error : str or None
         Why it was refused.
+    rounds : tuple of int
+        Turns of each user turn that was reached.
+    outcomes : tuple of float
+        What the environment's judge said of each user turn that the model ended, from 0 to 1.
+    fault : str or None
+        What went wrong where a judge should have said something; the outcome is 0 then.
     """
 
     messages: tuple[Message, ...]
-    finish: Literal["answer", "no_answer", "max_turns", "refused"]
+    finish: Finish
     error: str | None = None
+    rounds: tuple[int, ...] = ()
+    outcomes: tuple[float, ...] = ()
+    fault: str | None = None
 
 
 def run_task(
@@ -57,9 +69,9 @@ def run_task(
         servers fail on arguments that are no JSON; what is recorded is what came. Reasoning is recorded
         and not sent again.
     box : Sandbox, optional
-        Runs the tools that are source; not needed where all are functions.
+        Runs the tools that are source, and keeps the environment; not needed where all tools are functions.
     max_turns : int
-        Assistant turns at most. The calls of the last one are run too.
+        Assistant turns of each user turn at most. The calls of the last one are run too.
     text_format : str, optional
         Format of the calls that a model writes into its text (see :func:`matchtir.parse.parse_turn`), for
         servers that do not parse them. None reads `tool_calls` only.
@@ -93,26 +105,71 @@ def run_task(
     >>> rollout.finish, rollout.messages[-1]["content"]
     ('answer', 'It is 8.')
     """
-    registry = ToolRegistry(task.tools)
-    schemas = registry.schemas()
-    recorded = [dict(message) for message in task.messages]
-    sent = list(recorded)
-    for t in range(max_turns):
-        try:
-            message = {**chat(sent, schemas), "role": "assistant"}
-        except RequestError as error:
-            return Rollout(tuple(recorded), "refused", str(error))
-        turn = parse_messages([message], format=text_format)[0]
-        ids = _ids(message, turn, t)
-        recorded.append(_recorded(message, ids))
-        sent.append(_sent(message, turn, ids))
-        if not turn.calls:
-            return Rollout(tuple(recorded), "no_answer" if turn.answer is None else "answer")
-        for call_id, observation in zip(ids, registry.run(turn.calls, box), strict=True):
-            answer = {"role": "tool", "tool_call_id": call_id, "content": observation.text}
-            recorded.append(answer)
-            sent.append(answer)
-    return Rollout(tuple(recorded), "max_turns")
+    talk = _Talk(task, chat, box, max_turns, text_format)
+    with Environments(box) as environments:
+        for k, asked in enumerate([UserTurn(task.messages, task.tools), *task.later]):
+            finish, error = talk.user_turn(asked, environments)
+            if finish not in ("answer", "no_answer") or k == len(task.later):
+                break
+    return Rollout(tuple(talk.recorded), finish, error, tuple(talk.rounds), tuple(talk.outcomes), talk.fault)
+
+
+class _Talk:
+    """A rollout while it is made."""
+
+    def __init__(
+        self, task: Task, chat: Chat, box: Sandbox | None, max_turns: int, text_format: str | None
+    ) -> None:
+        self._environment, self._chat, self._box = task.environment, chat, box
+        self._max_turns, self._format = max_turns, text_format
+        self._tools: list[Tool] = []
+        self._sent: list[Message] = []
+        self.recorded: list[Message] = []
+        self.rounds: list[int] = []
+        self.outcomes: list[float] = []
+        self.fault: str | None = None
+
+    def user_turn(self, asked: UserTurn, environments: Environments) -> tuple[Finish, str | None]:
+        """What the user says, and the model's turns until it makes no call; how that ended, and why."""
+        said = [dict(message) for message in asked.messages]
+        self.recorded += said
+        self._sent += said
+        self._tools += asked.tools
+        registry = ToolRegistry(self._tools)
+        self.rounds.append(0)
+        for _ in range(self._max_turns):
+            try:
+                message = {**self._chat(self._sent, registry.schemas()), "role": "assistant"}
+            except RequestError as error:
+                return "refused", str(error)
+            turn = self._hear(message)
+            if not turn.calls:
+                self._judge(turn.answer, environments)
+                return ("no_answer" if turn.answer is None else "answer"), None
+            acts = {} if self._environment is None else {0: self._environment}
+            instance = environments.of(acts).get(0)
+            ids = _ids(message, turn, sum(self.rounds) - 1)
+            for call_id, seen in zip(ids, registry.run(turn.calls, self._box, instance), strict=True):
+                answer = {"role": "tool", "tool_call_id": call_id, "content": seen.text}
+                self.recorded.append(answer)
+                self._sent.append(answer)
+        return "max_turns", None
+
+    def _hear(self, message: Message) -> Turn:
+        """Record a turn."""
+        turn = parse_messages([message], format=self._format)[0]
+        ids = _ids(message, turn, sum(self.rounds))
+        self.rounds[-1] += 1
+        self.recorded.append(_recorded(message, ids))
+        self._sent.append(_sent(message, turn, ids))
+        return turn
+
+    def _judge(self, answer: str | None, environments: Environments) -> None:
+        """Record what the environment's judge says of a user turn that is over."""
+        if self._environment is not None and self._environment.judge is not None:
+            judged = environments.judge({0: (self._environment, answer)})[0]
+            self.outcomes.append(judged.outcome)
+            self.fault = self.fault or judged.fault
 
 
 def rollout_row(task: Task, rollout: Rollout, *, text_format: str | None = None) -> dict[str, Any]:
@@ -131,18 +188,17 @@ def rollout_row(task: Task, rollout: Rollout, *, text_format: str | None = None)
     Returns
     -------
     dict
-        `group`, `kind`, `messages`, `gold_calls`, `gold_answer`, `sub_answers`, and `finish` and `error` of
-        the rollout; `format` where one is given.
+        `group`, `kind`, `messages`, what it is judged by (see :func:`matchtir.rollout.judged_by.judged_by`),
+        `finish` and `error` of the rollout; `format` where one is given, `fault` where there is one.
     """
     began = len(rollout.messages) > len(task.messages)
     row: dict[str, Any] = {"group": task.id, "kind": task.kind}
     row |= {"messages": list(rollout.messages)} if began else {"turns": []}
-    row["gold_calls"] = [{"name": call.name, "arguments": dict(call.arguments)} for call in task.gold_calls]
-    row["gold_answer"] = task.gold_answer
-    answers = task.sub_answers
-    row["sub_answers"] = None if answers is None else {name: list(texts) for name, texts in answers.items()}
+    row |= judged_by(task, rollout.rounds, rollout.outcomes)
     if text_format is not None:
         row["format"] = text_format
+    if rollout.fault is not None:
+        row["fault"] = rollout.fault
     return row | {"finish": rollout.finish, "error": rollout.error}
 
 

@@ -31,7 +31,8 @@ class RolloutConfig:
     Parameters
     ----------
     max_turns : int
-        Assistant turns a rollout may have. 1 is single-turn: calls of the only turn are run and rewarded.
+        Assistant turns that each user turn may have. 1 is single-turn: calls of the only turn are run and
+        rewarded.
     max_prompt_tokens : int
         A task with a longer prompt is dropped and counted.
     max_response_tokens : int
@@ -50,6 +51,8 @@ class RolloutConfig:
         Processes of the sandbox.
     tool_timeout : float
         Seconds that a call may take.
+    tool_modules : tuple of str
+        Modules that sources of tools and environments may import besides the usual ones.
     allow_unsafe_tools : bool
         Run tools where the system cannot confine them.
 
@@ -69,6 +72,7 @@ class RolloutConfig:
     engine: str = "auto"
     tool_workers: int = 2
     tool_timeout: float = 10.0
+    tool_modules: tuple[str, ...] = ()
     allow_unsafe_tools: bool = False
 
     def __post_init__(self) -> None:

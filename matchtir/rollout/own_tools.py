@@ -62,6 +62,23 @@ def with_own_tools(
     return [{"role": "system", "content": text}, *changed]
 
 
+def with_new_tools(messages: Sequence[Message], schemas: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Messages of a user turn, the last with the tools that appear in it.
+
+    Parameters
+    ----------
+    messages : sequence of mapping, at least one
+    schemas : sequence of mapping
+        OpenAI's `tools`; none change nothing.
+    """
+    if not schemas or not messages:
+        return list(messages)
+    lines = "\n".join(json.dumps(schema["function"], ensure_ascii=False) for schema in schemas)
+    said = messages[-1].get("content") or ""
+    text = f"{said}\n\nMore tools can be called from now on:\n<tools>\n{lines}\n</tools>"
+    return [*messages[:-1], {**messages[-1], "content": text}]
+
+
 def _response(message: Message) -> str:
     """A tool's output as a user says it."""
     return f"<tool_response>\n{message.get('content') or ''}\n</tool_response>"

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..types import IntArray, Task, Trajectory, Turn
+from .judged_by import all_gold_calls, rounds_of
 
 Finish = Literal["answer", "no_answer", "max_turns", "turn_tokens", "response_tokens"]
 
@@ -40,6 +41,12 @@ class Rollout:
     finish : {"answer", "no_answer", "max_turns", "turn_tokens", "response_tokens"}
         Why it ended: it answered; its turn was empty; it made calls in the last turn it had; a turn, or the
         response, reached its limit of tokens before its end.
+    rounds : tuple of int
+        Turns of each user turn that was reached; empty means all are of the first.
+    outcomes : tuple of float
+        What the environment's judge said of each user turn that the model ended, from 0 to 1.
+    fault : str or None
+        What went wrong where a judge should have said something; the outcome is 0 then.
     """
 
     task: Task
@@ -51,6 +58,9 @@ class Rollout:
     turns: tuple[Turn, ...]
     messages: tuple[Mapping[str, Any], ...]
     finish: Finish
+    rounds: tuple[int, ...] = ()
+    outcomes: tuple[float, ...] = ()
+    fault: str | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -61,8 +71,20 @@ class Rollout:
         return int((self.spans[:, 1] - self.spans[:, 0]).sum())
 
     def trajectory(self) -> Trajectory:
-        """What credit is assigned to; the group is the task's id."""
+        """What credit is assigned to; the group is the task's id.
+
+        A user turn that has a judge and was not ended, or not reached, has outcome 0.
+        """
         task = self.task
+        rounds = rounds_of(task, self.rounds or (len(self.turns),), self.outcomes)
+        alone = None if task.later else rounds[0]
         return Trajectory(
-            self.turns, task.gold_calls, task.gold_answer, task.id, None, task.sub_answers, task.kind
+            turns=self.turns,
+            gold_calls=all_gold_calls(task),
+            gold_answer=alone.gold_answer if alone else None,
+            group=task.id,
+            outcome=alone.outcome if alone else None,
+            sub_answers=task.sub_answers,
+            kind=task.kind,
+            rounds=() if alone else rounds,
         )

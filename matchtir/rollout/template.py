@@ -13,7 +13,15 @@ from typing import Any
 from ..errors import InputError
 from ..parse import parse_turn
 from .own_tools import with_own_tools
-from .template_probe import Message, Renderer, call_entry, probe, tail_after_turn, with_call_ids
+from .template_probe import (
+    Message,
+    Renderer,
+    call_entry,
+    probe,
+    tail_after_answer,
+    tail_after_turn,
+    with_call_ids,
+)
 
 _CACHED_REPLIES = 1024
 
@@ -105,6 +113,27 @@ class ChatTemplate:
             raise InputError(f"observations is {observations!r:.60}; expected strings, at least one")
         return list(self._cached_reply(tuple(observations)))
 
+    def user_turn(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of what follows a turn without calls when the user speaks again, up to where the model writes.
+
+        Parameters
+        ----------
+        messages : sequence of mapping, at least one
+            Of the user, or the system.
+
+        Raises
+        ------
+        InputError
+            If there is no message, or the template refuses them after an assistant's.
+        """
+        tail = tail_after_answer(self._renderer, self._facts, messages) if messages else ""
+        if not tail:
+            raise InputError(
+                f"the chat template cannot append {len(messages)} messages to an answer "
+                f"({self._renderer.refusal})"
+            )
+        return self._after_marker(tail)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a sampled turn, without the stop id at its end.
 
@@ -186,8 +215,11 @@ class ChatTemplate:
             raise InputError(
                 f"the chat template cannot append {len(observations)} observations ({self._renderer.refusal})"
             )
-        marker = self._facts.marker
-        return tuple(self._renderer.encode(self.tokenizer.convert_ids_to_tokens(marker) + tail)[1:])
+        return tuple(self._after_marker(tail))
+
+    def _after_marker(self, tail: str) -> list[int]:
+        """Ids of what follows the end of a turn, tokenised behind it."""
+        return self._renderer.encode(self.tokenizer.convert_ids_to_tokens(self._facts.marker) + tail)[1:]
 
     def _whole(self, messages: Sequence[Message], schemas: Sequence[Mapping[str, Any]]) -> str:
         """A whole conversation as the template writes it, calls as text or, if it refuses that, as calls."""

@@ -138,14 +138,23 @@ def knows_tools(renderer: Renderer) -> bool:
     return bool(template) and _TOOL in renderer.attempt([_USER], tools=True)
 
 
-def tail_after_turn(renderer: Renderer, facts: Facts, observations: Sequence[str]) -> str:
-    """What follows the end of an assistant turn whose calls returned `observations`; "" if it is refused."""
-    made = min(facts.most_calls, len(observations))
-    assistant: dict[str, Any] = {"role": "assistant", "content": "" if made else _VALUE}
-    if made:
-        assistant["tool_calls"] = [call_entry(k, _TOOL, {"x": _VALUE}) for k in range(made)]
-    tools = [{"role": "tool", "content": observation} for observation in observations]
-    messages = with_call_ids([_USER, assistant, *tools])
+def tail_after_turn(renderer: Renderer, facts: Facts, outputs: Sequence[str]) -> str:
+    """What follows the end of an assistant turn whose calls returned `outputs`; "" if it is refused."""
+    calls = min(facts.most_calls, len(outputs))
+    return _tail(renderer, facts, [{"role": "tool", "content": output} for output in outputs], calls)
+
+
+def tail_after_answer(renderer: Renderer, facts: Facts, messages: Sequence[Message]) -> str:
+    """What follows the end of a turn without calls if `messages` are next; "" if that is refused."""
+    return _tail(renderer, facts, messages, 0)
+
+
+def _tail(renderer: Renderer, facts: Facts, following: Sequence[Message], calls: int) -> str:
+    """What follows the end of an assistant turn with so many calls."""
+    assistant: dict[str, Any] = {"role": "assistant", "content": "" if calls else _VALUE}
+    if calls:
+        assistant["tool_calls"] = [call_entry(k, _TOOL, {"x": _VALUE}) for k in range(calls)]
+    messages = with_call_ids([_USER, assistant, *following])
     if facts.own:
         messages = with_own_tools(messages, [], facts.format, merged=facts.merged)
     text = renderer.attempt(messages, tools=not facts.own, generate=True)

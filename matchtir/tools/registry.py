@@ -15,7 +15,7 @@ from ..errors import ConfigError, InputError
 from ..types import Tool, ToolCall
 from .arguments import cut, fault_of, plain_mapping, shortened, validator_of
 from .observations import Observation, failure, from_result, run_function
-from .sandbox import Call, Sandbox
+from .sandbox import Call, Instance, Sandbox
 
 
 @final
@@ -126,7 +126,9 @@ class ToolRegistry(Mapping[str, Tool]):
             return f"unknown tool {shortened(name)!r}; did you mean {' or '.join(close)}?"
         return f"unknown tool {shortened(name)!r}; the tools are: {', '.join(known) or 'none'}"
 
-    def run(self, calls: Sequence[ToolCall], box: Sandbox | None = None) -> list[Observation]:
+    def run(
+        self, calls: Sequence[ToolCall], box: Sandbox | None = None, instance: Instance | None = None
+    ) -> list[Observation]:
         """Check and run the calls of one turn.
 
         Parameters
@@ -136,22 +138,26 @@ class ToolRegistry(Mapping[str, Tool]):
         box : Sandbox, optional
             Runs the tools that have a source. A tool with a function runs here, in this process; an
             exception of it is its answer (KeyboardInterrupt and SystemExit pass).
+        instance : Instance, optional
+            The rollout's environment: tools with neither source nor function are its methods.
 
         Returns
         -------
         list of Observation
-            One a call, in order. Functions run first, in order, then the sources.
+            One a call, in order. Functions run first, in order, then the sources, then the methods.
 
         Raises
         ------
         ConfigError
             If a call needs the sandbox and there is none; nothing has run then.
         """
-        return run_turns([(self, calls)], box)[0]
+        return run_turns([(self, calls)], box, [instance])[0]
 
 
 def run_turns(
-    turns: Sequence[tuple[ToolRegistry, Sequence[ToolCall]]], box: Sandbox | None = None
+    turns: Sequence[tuple[ToolRegistry, Sequence[ToolCall]]],
+    box: Sandbox | None = None,
+    instances: Sequence[Instance | None] | None = None,
 ) -> list[list[Observation]]:
     """Check and run the calls of one turn each of many rollouts, side by side.
 
@@ -162,6 +168,8 @@ def run_turns(
         the sandbox, with each other and no other rollout's.
     box : Sandbox, optional
         As for :meth:`ToolRegistry.run`.
+    instances : sequence of Instance or None, optional
+        The environment of each rollout that has one.
 
     Returns
     -------
@@ -177,25 +185,38 @@ def run_turns(
     sent: list[Call] = []
     places: list[tuple[int, int]] = []
     functions: list[tuple[int, int, Tool]] = []
+    methods: list[tuple[Instance, list[tuple[str, Mapping[str, Any]]]]] = []
+    method_places: list[list[tuple[int, int]]] = []
     for t, (registry, calls) in enumerate(turns):
         seen.append([None] * len(calls))
+        instance = instances[t] if instances is not None else None
+        asked: list[tuple[int, int]] = []
         for k, call in enumerate(calls):
             problem = registry.check(call)
             if problem is not None:
                 seen[t][k] = failure(problem)
                 continue
             tool = registry[call.name]
-            if tool.function is not None or tool.source is None:
+            if instance is not None and tool.function is None and tool.source is None:
+                asked.append((t, k))
+            elif tool.function is not None or tool.source is None:
                 functions.append((t, k, tool))
             elif box is None:
                 raise ConfigError(f"{call.name} has a source, which runs in a Sandbox; box is None")
             else:
                 sent.append(Call(tool.source, call.name, dict(call.arguments)))
                 places.append((t, k))
+        if instance is not None and asked:
+            methods.append((instance, [(calls[k].name, calls[k].arguments) for _, k in asked]))
+            method_places.append(asked)
     for t, k, tool in functions:
         seen[t][k] = run_function(tool, turns[t][1][k])
     if box is not None and sent:
         results = box.map(sent, groups=[t for t, _ in places])
         for (t, k), result in zip(places, results, strict=True):
             seen[t][k] = from_result(result)
+    if box is not None and methods:
+        for asked, found in zip(method_places, box.call_all(methods), strict=True):
+            for (t, k), result in zip(asked, found, strict=True):
+                seen[t][k] = from_result(result)
     return [[one for one in row if one is not None] for row in seen]

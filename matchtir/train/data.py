@@ -8,6 +8,7 @@ import numpy as np
 
 from ..credit import CreditConfig
 from ..errors import ConfigError, InputError
+from ..rollout.judged_by import all_gold_calls
 from ..rollout.loop import Template
 from ..tasks import EmbeddedConfig, embedded_tasks, read_tasks
 from ..tools import Call, Sandbox, ToolRegistry
@@ -79,17 +80,18 @@ def load_tasks(source: str, split: str, data: DataConfig) -> tuple[list[Task], D
 def usable(
     tasks: Sequence[Task], template: Template, max_prompt_tokens: int, box: Sandbox | None
 ) -> tuple[list[Task], Dropped]:
-    """The tasks that can be posed: whose tools compile and whose prompt is not too long.
+    """The tasks that can be posed: whose tools and environment compile and whose prompt is not too long.
 
-    `box` compiles the tools, each different source once; without it they are taken as they are.
+    `box` compiles the sources, each different one once; without it they are taken as they are.
     """
-    broken = {} if box is None else _broken_tools(tasks, box)
+    broken = {} if box is None else _broken_sources(tasks, box)
     kept: list[Task] = []
     dropped: Dropped = {}
     for task in tasks:
-        faults = [fault for tool in task.tools if (fault := broken.get((tool.source, tool.name)))]
+        faults = [fault for pair in _sources(task) if (fault := broken.get(pair))]
         if faults:
-            dropped.setdefault("have a tool that cannot be used", []).append(f"{task.id}: {faults[0]}")
+            why = "have a tool or an environment that cannot be used"
+            dropped.setdefault(why, []).append(f"{task.id}: {faults[0]}")
             continue
         try:
             length = len(template.prompt(task.messages, ToolRegistry(task.tools).schemas()))
@@ -104,14 +106,20 @@ def usable(
     return kept, dropped
 
 
-def _broken_tools(tasks: Sequence[Task], box: Sandbox) -> dict[tuple[str | None, str], str]:
-    """Tools whose source cannot be run or does not define them, and why, by source and name."""
-    pairs = {(tool.source, tool.name) for task in tasks for tool in task.tools if tool.source is not None}
-    found = sorted(pairs, key=str)
+def _sources(task: Task) -> list[tuple[str, str]]:
+    """Source and name of a task's tools and environment."""
+    tools = [*task.tools, *(tool for turn in task.later for tool in turn.tools)]
+    found = [(tool.source, tool.name) for tool in tools if tool.source is not None]
+    return found if task.environment is None else [*found, (task.environment.source, task.environment.name)]
+
+
+def _broken_sources(tasks: Sequence[Task], box: Sandbox) -> dict[tuple[str, str], str]:
+    """Sources that cannot be run or do not define what they should, and why, by source and name."""
+    found = sorted({pair for task in tasks for pair in _sources(task)})
     calls = [Call(_CHECK, "check", {"source": source, "name": name}) for source, name in found]
     results = box.map(calls)
     return {
-        pair: f"tool {pair[1]}: {result.error or result.status}"
+        pair: f"{pair[1]}: {result.error or result.status}"
         for pair, result in zip(found, results, strict=True)
         if result.status != "ok"
     }
@@ -137,8 +145,9 @@ def judged(tasks: Sequence[Task], credit: CreditConfig, method: str) -> tuple[li
 def _has(task: Task, reward: str) -> bool:
     """Whether a task holds what a reward needs."""
     if reward == "outcome":
-        return bool(task.gold_answer)
-    return bool(task.gold_calls if reward in ("matchtir", "toolrl") else task.sub_answers)
+        judged = task.environment is not None and task.environment.judge is not None
+        return judged or any([task.gold_answer, *(turn.gold_answer for turn in task.later)])
+    return bool(all_gold_calls(task) if reward in ("matchtir", "toolrl") else task.sub_answers)
 
 
 def describe(dropped: Dropped) -> list[str]:

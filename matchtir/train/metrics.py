@@ -25,7 +25,8 @@ def rollout_metrics(rollouts: Sequence[Rollout], credit: Credit) -> dict[str, fl
     dict of str to float or None
         ``reward`` (mean return) and ``reward/KIND``. The metrics of :func:`matchtir.evals.measure`: means
         over the rollouts that have them, None if none has. ``matched``: share of the calls that have a gold
-        call. ``silent_groups``: share of the groups in which every advantage is 0. ``tokens`` and
+        call. ``silent_groups``: share of the groups in which every advantage is 0. ``environment_faults``:
+        share of the rollouts whose environment could not be judged, where tasks have some. ``tokens`` and
         ``sampled_tokens`` in all; ``longest``: tokens of the longest rollout. ``finish/REASON``: shares.
     """
     measured = [measure(rollout.trajectory()) for rollout in rollouts]
@@ -40,6 +41,8 @@ def rollout_metrics(rollouts: Sequence[Rollout], credit: Credit) -> dict[str, fl
     loud = np.array([bool(np.any(values)) for values in credit.turn_advantages])
     groups = np.unique(credit.group_ids)
     found["silent_groups"] = float(np.mean([not loud[credit.group_ids == group].any() for group in groups]))
+    if any(rollout.task.environment for rollout in rollouts):
+        found["environment_faults"] = float(np.mean([rollout.fault is not None for rollout in rollouts]))
     found["tokens"] = float(sum(map(len, rollouts)))
     found["sampled_tokens"] = float(sum(rollout.sampled_tokens for rollout in rollouts))
     found["longest"] = float(max(map(len, rollouts)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..rollout.judged_by import judged_by
 from ..rollout.records import Rollout
-from ..types import Credit, Task
+from ..types import Credit
 
 
 def rollout_rows(
@@ -28,11 +29,12 @@ def rollout_rows(
     Yields
     ------
     dict
-        `group`, `kind`, `messages`, `gold_calls`, `gold_answer`, `sub_answers` and `format`, as
-        ``docs/formats.md`` describes them; `sample`, `finish`, `step`, `tokens` (that the model wrote);
-        and with credit `matches` (index of the gold call, or None), `call_rewards`, `turn_rewards`,
-        `return`, `trajectory_advantage`, `turn_advantages` and `malformed`. A rollout without any turn has
-        `turns`, an empty list, instead of `messages`.
+        `group`, `kind`, `messages`, `format` and what it is judged by
+        (:func:`matchtir.rollout.judged_by.judged_by`), as ``docs/formats.md`` describes them; `sample`,
+        `finish`, `step`, `tokens` (that the model wrote), `fault` where an environment had one; and with
+        credit `matches` (index of the gold call, or None), `call_rewards`, `turn_rewards`, `return`,
+        `trajectory_advantage`, `turn_advantages` and `malformed`. A rollout without any turn has `turns`, an
+        empty list, instead of `messages`.
     """
     for b, rollout in enumerate(rollouts):
         row: dict[str, Any] = {"group": rollout.task.id, "sample": rollout.sample, "step": step}
@@ -40,21 +42,13 @@ def rollout_rows(
         row |= (
             {"messages": [dict(message) for message in rollout.messages]} if rollout.turns else {"turns": []}
         )
-        row |= _gold(rollout.task)
+        row |= judged_by(rollout.task, rollout.rounds or (len(rollout.turns),), rollout.outcomes)
         row |= {"format": text_format, "finish": rollout.finish, "tokens": rollout.sampled_tokens}
+        if rollout.fault is not None:
+            row["fault"] = rollout.fault
         if credit is not None:
             row |= _credit(credit, b)
         yield row
-
-
-def _gold(task: Task) -> dict[str, Any]:
-    """What a task's rollouts are judged by."""
-    answers = task.sub_answers
-    return {
-        "gold_calls": [{"name": call.name, "arguments": dict(call.arguments)} for call in task.gold_calls],
-        "gold_answer": task.gold_answer,
-        "sub_answers": None if answers is None else {name: list(texts) for name, texts in answers.items()},
-    }
 
 
 def _credit(credit: Credit, b: int) -> dict[str, Any]:

@@ -352,5 +352,10 @@ def _seed(seed: int) -> None:
 def _sandbox(config: TrainConfig, stack: ExitStack) -> Sandbox:
     """The sandbox of this process, closed at the end."""
     rollout = config.rollout
-    box = Sandbox(rollout.tool_workers, rollout.tool_timeout, allow_unsafe=rollout.allow_unsafe_tools)
+    box = Sandbox(
+        rollout.tool_workers,
+        rollout.tool_timeout,
+        modules=rollout.tool_modules,
+        allow_unsafe=rollout.allow_unsafe_tools,
+    )
     return stack.enter_context(box)
