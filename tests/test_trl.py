@@ -424,6 +424,9 @@ def test_ftrl_goes_on_where_no_call_was_run(tmp_path: Path) -> None:
     assert run._own.rewards.matches.values.size > 0
     with pytest.raises(ConfigError, match="expected another method"):
         trainer(tmp_path, data, credit_method="ftrl", rollout_func=Script(["<answer>1</answer>"]))
+    others = (None, None, None, None, (None, None), None, None, None, Script(["<answer>1</answer>"]))
+    with pytest.raises(ConfigError, match="expected another method"):
+        GRPOTrainer(None, None, run.args, run.train_dataset, *others)
 
 
 def test_calls_are_those_of_trl_where_there_is_no_parser(

@@ -216,7 +216,10 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         self._gold: list[dict[str, Any]] = []
         self._mode = "train"
         self._checked: set[str] = set()
-        self._check_data(train_dataset, named.get("rollout_func"))
+        given = inspect.signature(super().__init__).bind(
+            model, reward_funcs, args, train_dataset, *others, **named
+        )
+        self._check_data(train_dataset, given.arguments.get("rollout_func"))
 
         def matchtir(**_: Any) -> list[float | None]:
             """The return of each rollout."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..credit import CreditConfig, assign_rewards
 from ..errors import ConfigError, InputError
-from ..parse import trajectory_from_row
+from ..parse import formats, trajectory_from_row
 from .settings import NEEDS, credit_config
 from .turns import gold_calls
 from .verl_rewards import unpack
@@ -71,6 +71,11 @@ class Settings:
             raise ConfigError(
                 f"algorithm.matchtir.incomplete_groups is {found.incomplete_groups!r}; "
                 "expected 'error' or 'allow'"
+            )
+        if found.tool_format not in (None, *formats()):
+            raise ConfigError(
+                f"algorithm.matchtir.tool_format is {found.tool_format!r}; expected one of "
+                f"{', '.join(formats())}"
             )
         return found
 

@@ -165,6 +165,7 @@ def test_settings_follow_verl_and_its_command_line():
         ("+algorithm.matchtir.method=matchtir-kn", "did you mean 'matchtir-km'"),
         ("+algorithm.matchtir.credit.gama=1", "gamma"),
         ("+algorithm.matchtir.incomplete_groups=no", "expected 'error' or 'allow'"),
+        ("+algorithm.matchtir.tool_format=messages", "tool_format is 'messages'; expected one of hermes"),
         ("algorithm.use_kl_in_reward=True", "use_kl_loss=True"),
     ],
 )
