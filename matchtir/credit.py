@@ -9,8 +9,8 @@ composes. ``docs/advantages.md`` has the formulas and what each choice costs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -21,15 +21,17 @@ from . import advantages as adv
 from .advantages import Baseline, Integration
 from .baselines import ftrl_rewards, toolrl_rewards
 from .config import Number, check_fields, from_dict
+from .dialogues import by_round, join, split, turns_of_rounds
 from .errors import ConfigError, InputError, MatchtirError
 from .matching import Cost, Matching, match
 from .parse import trajectory_from_row
 from .rewards import outcome_rewards, trajectory_returns, turn_rewards
 from .similarity import NameMatch, ValueMatch, similarity
-from .types import LARGEST_REWARD, Advantages, Credit, Ragged, Rewards, ToolCall, Trajectory
+from .types import LARGEST_REWARD, Advantages, Credit, FloatArray, Ragged, Rewards, ToolCall, Trajectory
 
 IntegrationOrAuto = Literal["auto", Integration]
 Reward = Literal["matchtir", "outcome", "toolrl", "ftrl"]
+Horizon = Literal["dialogue", "user_turn"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "matching": get_args(Matching),
@@ -37,6 +39,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "value_match": get_args(ValueMatch),
     "name_match": get_args(NameMatch),
     "integration": get_args(IntegrationOrAuto),
+    "horizon": get_args(Horizon),
     "baseline": get_args(Baseline),
     "reward": get_args(Reward),
 }
@@ -76,6 +79,9 @@ class CreditConfig:
         When two tool names are equal.
     gamma : float
         Discount from turn to turn, in [0, 1].
+    horizon : {"dialogue", "user_turn"}
+        How far a turn's return reaches where the user speaks several times: to the end of the dialogue, or
+        of the user turn that it belongs to.
     integration : {"auto", "sum", "mean", "weighted_product", "weighted_sum", "trajectory", "turn"}
         How the levels become one advantage, see :func:`matchtir.advantages.integrate`. "auto" is
         "sum", the paper's, for the reward "matchtir" and "trajectory" for any other.
@@ -107,6 +113,7 @@ class CreditConfig:
     value_match: ValueMatch = "exact"
     name_match: NameMatch = "exact"
     gamma: float = 0.9
+    horizon: Horizon = "dialogue"
     integration: IntegrationOrAuto = "auto"
     baseline: Baseline = "turn_index"
     normalize_std: bool = True
@@ -168,7 +175,8 @@ def assign_credit(
     ----------
     rollouts : sequence of Trajectory or mapping, length B
         Rollouts with what they are judged by; those with the same `group` are normalised together,
-        wherever they stand. A mapping is a row as ``docs/formats.md`` describes it.
+        wherever they stand. A mapping is a row as ``docs/formats.md`` describes it. In a dialogue of several
+        user turns (`rounds`) calls are matched, and answers judged, inside each of them.
     config : CreditConfig, optional
         The paper's settings if None.
 
@@ -199,7 +207,8 @@ def assign_credit(
     trajectories = _trajectories(rollouts)
     rewards = assign_rewards(trajectories, config)
     ids = adv.group_ids([trajectory.group for trajectory in trajectories])
-    advantages = assign_advantages(rewards.turn_rewards, rewards.returns, ids, config)
+    rounds = turns_of_rounds(trajectories)
+    advantages = assign_advantages(rewards.turn_rewards, rewards.returns, ids, config, rounds=rounds)
     return Credit(
         similarity=rewards.similarity,
         matches=rewards.matches,
@@ -230,7 +239,10 @@ def assign_rewards(
     Returns
     -------
     Rewards
-        Of each call, turn and rollout.
+        Of each call, turn and rollout. For a dialogue `returns` is the sum over all turns, as ever, where the
+        reward is "matchtir". A reward of the whole rollout ("outcome", "toolrl", "ftrl") is the mean over its
+        user turns, each taken as a rollout of its own; one that was not reached counts as a rollout without
+        turns.
 
     Raises
     ------
@@ -245,10 +257,11 @@ def assign_rewards(
     """
     config = _config(config)
     trajectories = _trajectories(rollouts)
-    predicted = [[call for turn in x.turns for call in turn.calls] for x in trajectories]
+    parts = split(trajectories)
+    predicted = [[call for turn in x.turns for call in turn.calls] for x in parts]
     scores = similarity(
         predicted,
-        [trajectory.gold_calls for trajectory in trajectories],
+        [part.gold_calls for part in parts],
         value_match=config.value_match,
         name_match=config.name_match,
         num_threads=config.num_threads,
@@ -263,18 +276,19 @@ def assign_rewards(
         max_iter=config.max_iter,
         num_threads=config.num_threads,
     )
-    counts = np.array([len(turn.calls) for x in trajectories for turn in x.turns], dtype=np.int64)
-    calls_per_turn = Ragged.from_lengths(counts, [len(x.turns) for x in trajectories])
-    outcomes = outcome_rewards(trajectories)
+    counts = np.array([len(turn.calls) for x in parts for turn in x.turns], dtype=np.int64)
+    calls_per_turn = Ragged.from_lengths(counts, [len(x.turns) for x in parts])
+    outcomes = _of_rollouts(outcome_rewards, trajectories, parts)
     by_turn = turn_rewards(call_rewards, calls_per_turn, outcomes)
     if config.reward == "matchtir":
         returns = trajectory_returns(by_turn)
     elif config.reward == "outcome":
         returns = outcomes
     else:
-        returns = (toolrl_rewards if config.reward == "toolrl" else ftrl_rewards)(trajectories)
+        of_whole = toolrl_rewards if config.reward == "toolrl" else ftrl_rewards
+        returns = _of_rollouts(of_whole, trajectories, parts)
     malformed = [sum([call.malformed is not None for call in calls]) for calls in predicted]
-    return Rewards(
+    found = Rewards(
         similarity=scores,
         matches=matches,
         call_rewards=call_rewards,
@@ -282,10 +296,21 @@ def assign_rewards(
         returns=returns,
         malformed=np.asarray(malformed, dtype=np.int64),
     )
+    if parts is trajectories:
+        return found
+    whole = join(found, trajectories)
+    if config.reward != "matchtir":
+        return whole
+    return replace(whole, returns=trajectory_returns(whole.turn_rewards))
 
 
 def assign_advantages(
-    turn_rewards: Ragged, returns: npt.ArrayLike, group_ids: npt.ArrayLike, config: CreditConfig | None = None
+    turn_rewards: Ragged,
+    returns: npt.ArrayLike,
+    group_ids: npt.ArrayLike,
+    config: CreditConfig | None = None,
+    *,
+    rounds: Ragged | None = None,
 ) -> Advantages:
     """The half of :func:`assign_credit` that compares the rollouts of a group.
 
@@ -298,7 +323,11 @@ def assign_advantages(
     group_ids : array_like of int, shape (B,)
         Which rollouts belong together.
     config : CreditConfig, optional
-        Its `gamma`, `baseline`, `normalize_std`, `eps` and integration; the paper's if None.
+        Its `gamma`, `horizon`, `baseline`, `normalize_std`, `eps` and integration; the paper's if None.
+    rounds : Ragged of int, B rollouts, optional
+        Of dialogues: how many turns each user turn has, also 0; they add up to the rollout's turns. A turn is
+        then compared with turns of the same user turn only, and counted from where that begins. None: every
+        rollout is one user turn.
 
     Returns
     -------
@@ -308,7 +337,7 @@ def assign_advantages(
     Raises
     ------
     InputError
-        If the arguments describe different rollouts, or a value is not finite.
+        If the arguments describe different rollouts, `rounds` do not add up, or a value is not finite.
     ConfigError
         If `config` is no CreditConfig.
 
@@ -321,11 +350,27 @@ def assign_advantages(
     config = _config(config)
     by_std: dict[str, Any] = {"normalize_std": config.normalize_std, "eps": config.eps}
     whole = adv.trajectory_advantages(returns, group_ids, **by_std)
-    later = adv.turn_returns(turn_rewards, config.gamma)
-    level = adv.turn_level_advantages(later, group_ids, baseline=config.baseline, **by_std)
+    compared, ids = turn_rewards, group_ids
+    if rounds is not None:
+        compared, ids = by_round(turn_rewards, rounds, group_ids)
+    reach = compared if config.horizon == "user_turn" else turn_rewards
+    later = Ragged(adv.turn_returns(reach, config.gamma).values, compared.offsets)
+    level = adv.turn_level_advantages(later, ids, baseline=config.baseline, **by_std)
+    level = Ragged(level.values, turn_rewards.offsets)
     integration = config.resolved_integration
     integrated = adv.integrate(whole, level, turn_rewards, integration=integration, eps=config.eps)
     return Advantages(trajectory=whole, turn_level=level, turn=integrated)
+
+
+def _of_rollouts(
+    reward: Callable[[Sequence[Trajectory]], FloatArray],
+    trajectories: Sequence[Trajectory],
+    parts: Sequence[Trajectory],
+) -> FloatArray:
+    """A reward of each part; what it refuses is named by the rollout's index, which the parts have not."""
+    if parts is not trajectories:
+        reward(trajectories)
+    return reward(parts)
 
 
 def _config(config: CreditConfig | None) -> CreditConfig:

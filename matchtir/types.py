@@ -99,12 +99,16 @@ class Environment:
         Method that says how well a user turn was answered. It is called when the user turn is over, with the
         keyword `answer` (a string or None), and returns a number from 0 to 1, the outcome. None: the answer
         is compared with the gold answer.
+    checked : bool
+        Calls whose arguments do not fit the schemas of its tools are refused. False: the methods themselves
+        say what they take.
     """
 
     source: str
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     judge: str | None = None
+    checked: bool = True
 
 
 @dataclass(frozen=True, slots=True)

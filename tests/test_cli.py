@@ -270,6 +270,7 @@ def test_every_setting_has_an_option_that_reaches_the_config() -> None:
         "value_match": "normalized",
         "name_match": "casefold",
         "gamma": 0.5,
+        "horizon": "user_turn",
         "integration": "mean",
         "baseline": "pooled",
         "normalize_std": False,

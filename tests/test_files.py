@@ -330,9 +330,10 @@ def test_sample_holds_all_shapes_and_no_broken_row() -> None:
 
 def test_documented_examples_hold(tmp_path: Path) -> None:
     text = (Path(__file__).parents[1] / "docs" / "formats.md").read_text("utf-8")
-    row, score, _task = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
-    _, (found,) = read(write_lines(tmp_path / "r.jsonl", [row]))
-    assert found.error is None
+    blocks = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    row, dialogue, score, *_tasks = (json.loads(block) for block in blocks)
+    _, found = read(write_lines(tmp_path / "r.jsonl", [row, dialogue]))
+    assert [one.error for one in found] == [None, None]
     record = sample_records()[1]
     assert list(score) == list(record)
     for name, value in score.items():

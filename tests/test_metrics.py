@@ -17,7 +17,7 @@ from matchtir.baselines import ftrl_reward, solved_sub_questions
 from matchtir.errors import ConfigError, InputError
 from matchtir.evals import METRICS, Bootstrap, Evaluation, bootstrap, evaluate, measure
 from matchtir.parse import trajectory_from_row
-from matchtir.types import ToolCall, Trajectory, Turn
+from matchtir.types import Round, ToolCall, Trajectory, Turn
 
 NONE = Bootstrap(samples=0)
 
@@ -111,6 +111,59 @@ def test_only_a_last_turn_without_calls_answers() -> None:
     assert (measure(both).correct, measure(both).unanswered) == (0.0, 1.0)
     assert measure(Trajectory((), gold_answer="yes")).unanswered == 1.0
     assert measure(Trajectory((Turn(answer=""),), gold_answer="yes")).unanswered == 0.0
+
+
+YES, NO, SILENT = Turn(answer="yes"), Turn(answer="no"), Turn((call("f", "1"),))
+
+
+@pytest.mark.parametrize(
+    ("turns", "rounds", "correct", "unanswered"),
+    [
+        ((YES, YES), (Round(1, 0, "yes"), Round(1, 0, "yes")), 1.0, 0.0),
+        ((YES, NO), (Round(1, 0, "yes"), Round(1, 0, "yes")), 0.0, 0.0),
+        # The answer of the last turn of each, and no other.
+        ((YES, NO, YES), (Round(2, 0, "yes"), Round(1, 0, "yes")), 0.0, 0.0),
+        ((YES, SILENT), (Round(1, 0, "yes"), Round(1, 0, "yes")), 0.0, 0.5),
+        # One that was not reached is not solved.
+        ((YES,), (Round(1, 0, "yes"), Round(0, 0, "yes"), Round(0)), 0.0, 2 / 3),
+        # What cannot be judged is passed over.
+        ((YES, SILENT), (Round(1, 0, "yes"), Round(1, 0, " , ")), 1.0, 0.5),
+        ((YES, NO), (Round(1), Round(1)), None, 0.0),
+        ((), (Round(0), Round(0)), None, 1.0),
+        # An outcome counts before the answer.
+        ((NO, SILENT), (Round(1, 0, "yes", 1.0), Round(1, 0, None, 1 - 1e-12)), 1.0, 0.5),
+        ((YES, YES), (Round(1, 0, "yes", 0.999), Round(1, 0, "yes")), 0.0, 0.0),
+        ((YES, NO), (Round(1, 0, "yes"), Round(1, 0, None, 0.0)), 0.0, 0.0),
+        ((YES,), (Round(1, 0, "yes"),), 1.0, 0.0),
+    ],
+)
+def test_a_dialogue_is_correct_if_all_its_user_turns_are_solved(
+    turns: Any, rounds: Any, correct: float | None, unanswered: float
+) -> None:
+    found = measure(Trajectory(turns, rounds=rounds))
+    assert (found.correct, found.unanswered) == (correct, pytest.approx(unanswered))
+    assert found.turns == len(turns)
+
+
+def test_the_rest_of_a_dialogue_is_of_the_whole() -> None:
+    golds = (ToolCall("f"), ToolCall("g"), ToolCall("h"))
+    one = Trajectory(
+        (Turn((OSLO,)), YES, Turn((ANNE,)), YES),
+        golds,
+        sub_answers=ASKED,
+        rounds=(Round(2, 1, "yes"), Round(2, 2, "yes")),
+    )
+    found = measure(one)
+    assert (found.size, found.calls, found.turns) == (3, 2, 4)
+    assert (found.solve_p, found.solve_r) == (1.0, pytest.approx(2 / 3))
+    with pytest.raises(InputError, match="rounds add up to 2 turns but the rollout has 4"):
+        measure(Trajectory(one.turns, golds, rounds=(Round(2, 3),)))
+
+
+def test_outcome_of_a_rollout_without_rounds_is_no_answer() -> None:
+    found = measure(Trajectory((NO,), gold_answer="yes", outcome=1.0))
+    assert found.correct == 0.0
+    assert measure(Trajectory((NO,), outcome=1.0)).correct is None
 
 
 def test_effort_by_hand() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from matchtir.errors import ConfigError, InputError
 from matchtir.parse import trajectory_from_row
-from matchtir.types import ToolCall, Turn
+from matchtir.types import Round, ToolCall, Turn
 
 CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
 
@@ -154,6 +154,132 @@ def test_row_structural_errors_name_the_field_and_what_came(fields: dict[str, An
 def test_row_unknown_format_argument_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="expected one of"):
         trajectory_from_row(row(), format="xml")
+
+
+def asked(*roles: str) -> list[dict[str, Any]]:
+    """Messages by the first letters of their roles: system, user, assistant (with a call: c), tool."""
+    known = {
+        "s": {"role": "system", "content": "Be brief."},
+        "u": {"role": "user", "content": "?"},
+        "a": {"role": "assistant", "content": "yes"},
+        "c": {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]},
+        "t": {"role": "tool", "tool_call_id": "1", "content": "7"},
+    }
+    return [known[letter] for letter in "".join(roles)]
+
+
+F, G = {"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}
+
+
+def test_row_reads_rounds_with_their_aliases() -> None:
+    rounds = [
+        {"turns": 2, "gold_calls": [F, G], "gold_answer": "one", "outcome": True},
+        {"turns": 1, "ground_truth": json.dumps([{"name": "f", "parameters": {"x": 1}}]), "answer": "two"},
+        {"turns": 0},
+    ]
+    turns = [CALL, "<answer>1</answer>", "<answer>2</answer>"]
+    for value in (rounds, json.dumps(rounds)):
+        trajectory = trajectory_from_row(row(turns=turns, rounds=value, gold_calls=None, outcome=None))
+        assert trajectory.rounds == (Round(2, 2, "one", 1.0), Round(1, 1, "two"), Round(0))
+        assert trajectory.gold_calls == (ToolCall("f", {"x": 1}), ToolCall("g"), ToolCall("f", {"x": 1}))
+        assert (trajectory.gold_answer, trajectory.outcome) == (None, None)
+        assert [turn.answer for turn in trajectory.turns] == [None, "1", "2"]
+
+
+@pytest.mark.parametrize("rounds", [None, [], "[]", "null"])
+def test_row_without_rounds_is_one_user_turn(rounds: Any) -> None:
+    trajectory = trajectory_from_row(row(turns=["<answer>1</answer>"] * 2, rounds=rounds, gold_calls=[F]))
+    assert trajectory.rounds == ()
+    assert trajectory.gold_calls == (ToolCall("f", {"x": 1}),)
+    assert [turn.answer for turn in trajectory.turns] == [None, "1"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "counts"),
+    [
+        ("suctca", [3, 0, 0]),
+        ("suctauctauca", [2, 2, 2]),
+        ("ua" + "uuca" + "sua", [1, 2, 1]),  # several messages of the user in a row are one user turn
+        ("uaua", [1, 1, 0]),
+        ("uctuau", [1, 1, 0]),  # what the user says may come after a call; the last one got no reply
+        ("a", [1, 0, 0]),
+    ],
+)
+def test_row_counts_the_turns_of_rounds_between_messages_of_the_user(
+    messages: str, counts: list[int]
+) -> None:
+    trajectory = trajectory_from_row({"group": 0, "messages": asked(messages), "rounds": [{}, {}, {}]})
+    assert [one.turns for one in trajectory.rounds] == counts
+    said = {"group": 0, "messages": asked(messages), "rounds": [{"turns": count} for count in counts]}
+    assert trajectory_from_row(said) == trajectory
+
+
+def test_row_the_last_turn_of_each_round_answers() -> None:
+    trajectory = trajectory_from_row({"group": 0, "messages": asked("uaaua"), "rounds": [{}, {}]})
+    assert [turn.answer for turn in trajectory.turns] == [None, "yes", "yes"]
+
+
+def test_row_turns_of_rounds_may_cut_elsewhere_than_the_messages() -> None:
+    rounds = [{"turns": 3}, {"turns": 1}]
+    trajectory = trajectory_from_row({"group": 0, "messages": asked("uauaaua"), "rounds": rounds})
+    assert [turn.answer for turn in trajectory.turns] == [None, None, "yes", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gold_calls": []}, "gold_calls stands beside rounds; expected it in each of the rounds only"),
+        ({"answer": "x"}, "answer stands beside rounds"),
+        ({"outcome": 0}, "outcome stands beside rounds"),
+        ({"rounds": 3}, "rounds is a number; expected a list"),
+        ({"rounds": "["}, "rounds is a string that is no JSON"),
+        ({"rounds": [3]}, r"rounds\[0\] is a number; expected an object"),
+        ({"rounds": [{"turns": 1}, {}]}, r"rounds\[1\].turns is null; expected a whole number, 0 or more"),
+        ({"rounds": [{"turns": -1}]}, r"rounds\[0\].turns is a number, -1; expected a whole number"),
+        ({"rounds": [{"turns": True}]}, r"rounds\[0\].turns is a boolean, True"),
+        ({"rounds": [{"turns": 1.0}]}, r"rounds\[0\].turns is a number, 1.0"),
+        ({"rounds": [{"turns": 1}, {"turns": 1}]}, "rounds add up to 2 turns but the rollout has 1"),
+        (
+            {"rounds": [{"turns": 1, "gold_calls": [{}]}]},
+            r'^rounds\[0\].gold_calls\[0\] is no call: no "name"',
+        ),
+        ({"rounds": [{"turns": 1, "ground_truth": 3}]}, r"^rounds\[0\].ground_truth is a number"),
+        ({"rounds": [{"turns": 1, "gold_answer": 4}]}, r"^rounds\[0\].gold_answer is a number, 4"),
+        ({"rounds": [{"turns": 1, "outcome": "1"}]}, r"^rounds\[0\].outcome is a string"),
+        (
+            {"turns": None, "messages": asked("uaua"), "rounds": [{}]},
+            "messages hold 2 user turns but rounds holds 1",
+        ),
+        (
+            {"turns": None, "messages": asked("uaua"), "rounds": [{"turns": 2}, {}]},
+            r"rounds\[1\].turns is null",
+        ),
+    ],
+)
+def test_row_broken_rounds_are_refused_by_place(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        trajectory_from_row({**row(turns=[CALL], rounds=[{"turns": 1}]), **fields})
+
+
+def test_row_documented_dialogue_is_read() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "formats.md").read_text("utf-8")
+    block = text.partition("### Dialogues")[2].partition("```json\n")[2].partition("```")[0]
+    trajectory = trajectory_from_row(json.loads(block))
+    assert trajectory.rounds == (Round(2, 1, "Booked"), Round(1, 1, None, 0.0), Round(0, 0, "Cancelled"))
+    assert [turn.answer for turn in trajectory.turns] == [None, "Booked.", "It is on Tuesday now."]
+
+
+def test_row_shares_gold_calls_of_equal_rounds() -> None:
+    golds: dict[str, tuple[ToolCall, ...]] = {}
+
+    def read(*traces: Any) -> tuple[ToolCall, ...]:
+        rounds = [{"turns": 0, "gold_calls": trace} for trace in traces]
+        return trajectory_from_row(row(rounds=rounds), golds=golds).gold_calls
+
+    one = read([F], [G])
+    assert read([F], [G]) is one
+    assert read([G], [F]) == one[::-1]
+    assert read([F, G], []) == one
 
 
 def test_row_tau_bench_rollouts_with_their_gold_calls(tau_bench_path: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from matchtir.errors import InputError, RowError
 from matchtir.tasks import TASK_FORMATS, TaskFile, TaskRow, read_tasks, task_record, write_tasks
-from matchtir.types import Task, Tool, ToolCall
+from matchtir.types import Environment, Task, Tool, ToolCall, UserTurn
 
 MAYOR = {
     "name": "mayor_finder",
@@ -95,6 +95,41 @@ OWN_TASK = Task(
     gold_answer="51",
     sub_answers={"mayor_finder": ("Ada",)},
     kind="multi_hop",
+)
+WORLD = "class City:\n    def mayor_finder(self, city): ...\n    def judge(self, answer): return 1\n"
+DIALOGUE: dict[str, Any] = {
+    "id": "talk",
+    "question": QUESTION,
+    "tools": [{"type": "function", "function": MAYOR}],
+    "gold_calls": [{"name": "mayor_finder", "arguments": {"city": "Bern"}, "result": "Ada"}],
+    "environment": {"source": WORLD, "name": "City", "arguments": {"seed": 1}, "judge": "judge"},
+    "later": [
+        {"question": "And her age?", "tools": [{**AGE, "source": AGE_SOURCE}], "gold_answer": "51"},
+        {
+            "messages": [{"role": "system", "content": "Hurry."}, {"role": "user", "content": "Basel?"}],
+            "ground_truth": json.dumps([{"name": "age_finder", "kwargs": {"person": "Eva"}, "result": "7"}]),
+            "answer": "7",
+        },
+    ],
+}
+DIALOGUE_TASK = Task(
+    id="talk",
+    messages=tuple(PROMPT),
+    tools=(Tool("mayor_finder", MAYOR["description"], MAYOR["parameters"]),),
+    gold_calls=(ToolCall("mayor_finder", {"city": "Bern"}, result="Ada"),),
+    environment=Environment(WORLD, "City", {"seed": 1}, "judge"),
+    later=(
+        UserTurn(
+            ({"role": "user", "content": "And her age?"},),
+            (Tool("age_finder", AGE["description"], AGE["parameters"], AGE_SOURCE),),
+            gold_answer="51",
+        ),
+        UserTurn(
+            ({"role": "system", "content": "Hurry."}, {"role": "user", "content": "Basel?"}),
+            gold_calls=(ToolCall("age_finder", {"person": "Eva"}, result="7"),),
+            gold_answer="7",
+        ),
+    ),
 )
 ROWS = {"ftrl": (FTRL, FTRL_TASK), "toolhop": (TOOLHOP, TOOLHOP_TASK), "matchtir": (OWN, OWN_TASK)}
 
@@ -301,6 +336,27 @@ def test_own_row_takes_the_other_names_of_rollout_files(tmp_path: Path) -> None:
     assert (task.gold_calls, task.gold_answer) == ((ToolCall("mayor_finder", {}),), "yes")
 
 
+@pytest.mark.parametrize("dumped", [False, True])
+def test_own_row_of_a_dialogue(tmp_path: Path, dumped: bool) -> None:
+    row = DIALOGUE
+    if dumped:
+        row = DIALOGUE | {key: json.dumps(DIALOGUE[key]) for key in ("environment", "later")}
+    task = only_task(tmp_path, row)
+    assert task == DIALOGUE_TASK
+    assert only_task(tmp_path, task_record(task)) == task
+
+
+def test_own_row_environment_needs_source_and_name_only(tmp_path: Path) -> None:
+    task = only_task(tmp_path, {"question": "?", "environment": {"source": WORLD, "name": "City"}})
+    assert task.environment == Environment(WORLD, "City")
+    assert task_record(task)["environment"] == {"source": WORLD, "name": "City"}
+
+
+def test_sub_answers_may_be_of_tools_that_come_later(tmp_path: Path) -> None:
+    task = only_task(tmp_path, DIALOGUE | {"sub_answers": {"age_finder": ["51"]}})
+    assert task.sub_answers == {"age_finder": ("51",)}
+
+
 def test_ids_are_texts(tmp_path: Path) -> None:
     rows = [without(OWN, id=3), without(OWN, id="x"), without(OWN, "id"), without(OWN, id=None)]
     tasks = tasks_of(read(write_lines(tmp_path / "t.jsonl", rows))[1])
@@ -389,6 +445,10 @@ def test_read_refuses_unknown_options_and_missing_files(tmp_path: Path) -> None:
             read_tasks(name)
 
 
+def with_later(second: dict[str, Any]) -> dict[str, Any]:
+    return without(OWN, later=[{"question": "And then?"}, second])
+
+
 BROKEN = {
     "ftrl": [
         (without(FTRL, "codes"), "column codes is missing; expected a JSON object of tool name to source"),
@@ -470,6 +530,64 @@ BROKEN = {
         (without(OWN, kind=1), "column kind is a number; expected a string"),
         (without(OWN, id=""), "id is a string, ''; expected a string or an integer"),
         (without(OWN, id="first"), "id is 'first', as in row 0; expected each id once"),
+        (without(OWN, question=1), "question is a number; expected a string"),
+        (without(OWN, environment=1), "environment is a number; expected an object"),
+        (without(OWN, environment="{"), "environment holds a string: not JSON"),
+        (without(OWN, environment={"name": "C"}), "environment.source is null; expected a string"),
+        (without(OWN, environment={"source": "x", "name": 1}), "environment.name is a number"),
+        (without(OWN, environment={"source": "x", "name": ""}), "environment.name is empty"),
+        (without(OWN, environment={"source": "", "name": "C"}), "environment.source is empty"),
+        (
+            without(OWN, environment={"source": "x", "name": "C", "arguments": [1]}),
+            "environment.arguments is an array; expected an object",
+        ),
+        (
+            without(OWN, environment={"source": "x", "name": "C", "judge": 1}),
+            "environment.judge is a number; expected a string or null",
+        ),
+        (
+            without(OWN, environment={"source": "x", "name": "C", "checked": 0}),
+            "environment.checked is a number; expected true, false or null",
+        ),
+        (without(OWN, later={"question": "?"}), "later is an object; expected a list"),
+        (without(OWN, later=["?"]), "later[0] is a string; expected an object"),
+        (with_later({}), "later[1].messages or question: neither is there; expected one of them"),
+        (with_later({"question": 3}), "later[1].question is a number; expected a string"),
+        (with_later({"messages": ["?"]}), "later[1].messages[0] is a string; expected an object"),
+        (with_later({"messages": []}), "later[1]: messages is empty; expected the prompt"),
+        (
+            with_later({"messages": [{"role": "assistant", "content": "x"}]}),
+            "later[1]: messages end with one of role assistant",
+        ),
+        (
+            with_later({"question": "?", "gold_calls": [{"arguments": {}}]}),
+            'later[1].gold_calls[0] is no call: no "name"',
+        ),
+        (
+            with_later({"question": "?", "gold_calls": [{"name": "age_finder", "result": 3}]}),
+            "later[1].result of gold_calls[0] is a number; expected a string or null",
+        ),
+        (with_later({"question": "?", "answer": 3}), "later[1].answer is a number, 3"),
+        (
+            with_later({"question": "?", "tools": [{"name": 3}]}),
+            "later[1].tools[0].name is a number, 3; expected the tool's name",
+        ),
+        (with_later({"question": "?", "tools": [AGE]}), "later[1]: tools holds 'age_finder' twice"),
+        (
+            with_later({"question": "?", "gold_calls": [{"name": "nobody"}]}),
+            "later[1]: a gold call is of 'nobody', which is none of the 2 tools known by then",
+        ),
+        (
+            # A tool that comes with the next user turn.
+            without(
+                OWN,
+                later=[
+                    {"question": "?", "gold_calls": [{"name": "late"}]},
+                    {"question": "?", "tools": [{"name": "late"}]},
+                ],
+            ),
+            "later[0]: a gold call is of 'late', which is none of the 2 tools known by then",
+        ),
         (
             without(OWN, "question", messages=[*PROMPT, {"role": "assistant", "content": "51"}]),
             "messages end with one of role assistant: this is a rollout, not a task",
@@ -504,7 +622,10 @@ def test_broken_row_that_comes_first_can_be_read_past_with_a_format(tmp_path: Pa
 
 @given(st.sampled_from(TASK_FORMATS), st.data())
 def test_reading_raises_on_no_row(tmp_path_factory: pytest.TempPathFactory, format: str, data: Any) -> None:
-    row = dict(ROWS[format][0])
+    whole = ROWS[format][0]
+    if format == "matchtir":
+        whole = data.draw(st.sampled_from([whole, DIALOGUE]))
+    row = dict(whole)
     json_values = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -580,7 +701,31 @@ def some_tasks(draw: st.DrawFn) -> Task:
     roles = draw(st.lists(st.sampled_from(["system", "user", "assistant"]), max_size=3))
     messages = tuple({**draw(OBJECTS), "role": role} for role in [*roles, "user"])
     answer = draw(st.none() | st.text())
-    return Task(draw(st.text(min_size=1)), messages, tools, calls, answer, sub_answers, draw(st.text()))
+    kind = draw(st.text())
+    environments = st.builds(
+        Environment, st.text(min_size=1), st.text(min_size=1), OBJECTS, st.none() | st.text()
+    )
+    known = [tool.name for tool in tools]
+    later = []
+    for _ in range(draw(st.integers(0, 2))):
+        new = [name for name in draw(st.lists(NAMES, max_size=2, unique=True)) if name not in known]
+        known += new
+        own: tuple[ToolCall, ...] = ()
+        if known:
+            own = tuple(draw(st.lists(st.builds(ToolCall, st.sampled_from(known), OBJECTS), max_size=2)))
+        said = ({**draw(OBJECTS), "role": "user"},)
+        later.append(UserTurn(said, tuple(map(Tool, new)), own, draw(st.none() | st.text())))
+    return Task(
+        draw(st.text(min_size=1)),
+        messages,
+        tools,
+        calls,
+        answer,
+        sub_answers,
+        kind,
+        draw(st.none() | environments),
+        tuple(later),
+    )
 
 
 @given(st.lists(some_tasks(), min_size=1, max_size=4, unique_by=lambda task: task.id))
@@ -616,10 +761,14 @@ def documented(language: str) -> list[str]:
 
 
 def test_documented_row_round_trips(tmp_path: Path) -> None:
-    (block,) = documented("json")
-    task = only_task(tmp_path, json.loads(block))
-    assert task_record(task) == json.loads(block)
-    assert task.gold_calls[0].result == "Ada"
+    tasks = []
+    for block in documented("json"):
+        tasks.append(only_task(tmp_path, json.loads(block)))
+        assert task_record(tasks[-1]) == json.loads(block)
+    single, dialogue = tasks
+    assert single.gold_calls[0].result == "Ada"
+    assert [len(turn.tools) for turn in dialogue.later] == [0, 1]
+    assert dialogue.environment is not None
 
 
 def test_documented_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -645,6 +794,20 @@ def test_documented_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
             "gold call 0 is malformed: cut",
         ),
         (Task("x", tuple(PROMPT), sub_answers={"f": ("1",)}), "sub-answers are of 'f'"),
+        (Task("x", tuple(PROMPT), later=(UserTurn(()),)), "later[0]: messages is empty"),
+        (
+            Task("x", tuple(PROMPT), later=(UserTurn(tuple(PROMPT), gold_calls=(ToolCall("f"),)),)),
+            "later[0]: a gold call is of 'f', which is none of the 0 tools known by then",
+        ),
+        (
+            Task("x", tuple(PROMPT), later=(UserTurn(tuple(PROMPT), (Tool("f", function=print),)),)),
+            "tool 'f' is a function of this program",
+        ),
+        (Task("x", tuple(PROMPT), environment=Environment("", "C")), "environment.source is empty"),
+        (
+            Task("x", tuple(PROMPT), environment=Environment("x", "C", {"a": float("inf")})),
+            "Out of range float values",
+        ),
         (Task("x", ({"role": "user", "content": float("nan")},)), "Out of range float values"),
         (Task("x", ({"role": "user", "content": {1}},)), "Object of type set is not JSON serializable"),
         (OWN_TASK, "an earlier task has the same id"),

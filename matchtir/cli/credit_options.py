@@ -19,6 +19,7 @@ OPTIONS = {
     "value_match": ("--value-match", "when two argument values are equal"),
     "name_match": ("--name-match", "when two tool names are equal"),
     "gamma": ("--gamma", "discount from turn to turn"),
+    "horizon": ("--horizon", "how far a turn's return reaches in a dialogue"),
     "integration": ("--integration", "how trajectory and turn level become one advantage"),
     "baseline": ("--baseline", "what a turn's return is compared with"),
     "normalize_std": ("--no-std", "do not divide by the standard deviation, as in Dr. GRPO"),

@@ -7,11 +7,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
 from ..errors import InputError
-from ..types import Task
+from ..types import Task, UserTurn
 
 Key = tuple[str, int]
 """A rollout: the task's id, and which of its samples it is."""
@@ -21,14 +22,22 @@ _ADVICE = "expected the file of the same run, another -o, or --fresh to start ov
 
 
 def tasks_digest(tasks: Sequence[Task]) -> str:
-    """What tasks are, in 16 characters: equal for equal ids, prompts, tools and solutions."""
+    """What tasks are, in 16 characters: equal for equal ids, prompts, tools, environments and solutions."""
     digest = hashlib.sha256()
     for task in tasks:
-        tools = [(tool.name, tool.description, tool.parameters, tool.source) for tool in task.tools]
-        gold = [(call.name, call.arguments) for call in task.gold_calls]
-        content = (task.id, task.messages, tools, gold, task.gold_answer, task.sub_answers, task.kind)
+        content: tuple[Any, ...] = (task.id, *_user_turn(task), task.sub_answers, task.kind)
+        if task.environment is not None or task.later:
+            kept = None if task.environment is None else asdict(task.environment)
+            content = (*content, kept, [_user_turn(turn) for turn in task.later])
         digest.update(json.dumps(content, sort_keys=True, default=dict).encode("ascii") + b"\n")
     return digest.hexdigest()[:16]
+
+
+def _user_turn(asked: Task | UserTurn) -> tuple[Any, ...]:
+    """What the user says, the tools that come with it, and what is right."""
+    tools = [(tool.name, tool.description, tool.parameters, tool.source) for tool in asked.tools]
+    gold = [(call.name, call.arguments) for call in asked.gold_calls]
+    return asked.messages, tools, gold, asked.gold_answer
 
 
 class Journal:

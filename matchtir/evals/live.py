@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..parse import parse_messages
-from ..rollout.environments import Environments
+from ..rollout.environments import Environments, registry_of
 from ..rollout.judged_by import judged_by
-from ..tools import Sandbox, ToolRegistry
+from ..tools import Sandbox
 from ..types import Task, Tool, ToolCall, Turn, UserTurn
 from .chat import Chat, RequestError
 
@@ -120,7 +120,7 @@ class _Talk:
     def __init__(
         self, task: Task, chat: Chat, box: Sandbox | None, max_turns: int, text_format: str | None
     ) -> None:
-        self._environment, self._chat, self._box = task.environment, chat, box
+        self._task, self._environment, self._chat, self._box = task, task.environment, chat, box
         self._max_turns, self._format = max_turns, text_format
         self._tools: list[Tool] = []
         self._sent: list[Message] = []
@@ -135,7 +135,7 @@ class _Talk:
         self.recorded += said
         self._sent += said
         self._tools += asked.tools
-        registry = ToolRegistry(self._tools)
+        registry = registry_of(self._task, self._tools)
         self.rounds.append(0)
         for _ in range(self._max_turns):
             try:

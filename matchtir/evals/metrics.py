@@ -10,11 +10,15 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from ..baselines import plain_text, solved_sub_questions
+from ..dialogues import split
 from ..tools import call_failed
-from ..types import ToolCall, Trajectory
+from ..types import Round, ToolCall, Trajectory
 
 METRICS = ("solve_p", "solve_r", "solve_f1", "correct", "calls", "failed_calls", "turns", "unanswered")
 """The metrics, in the order they are shown."""
+
+_SOLVED = 1.0 - 1e-9
+"""The outcome from which on a user turn counts as solved; a judge may add up to 1 with rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,11 @@ def measure(trajectory: Trajectory) -> Measured:
     `failed_calls` is the share of its calls that are malformed or whose result says that they failed
     (:func:`matchtir.tools.call_failed`). `unanswered` is 1 if the last turn gives no answer.
 
+    A dialogue (`rounds`) is `correct` if each of its user turns is solved, reached or not: its outcome is 1,
+    or, where none is given, the answer of its last turn contains its gold answer. User turns with neither
+    are passed over. `unanswered` is the share of user turns without an answer, those that were not reached
+    among them. All else is of the whole.
+
     Parameters
     ----------
     trajectory : Trajectory
@@ -74,9 +83,14 @@ def measure(trajectory: Trajectory) -> Measured:
     -------
     Measured
         The Solve metrics are None without `sub_answers`; `correct` is None without a gold answer, or
-        with one that has no character that counts (empty, or commas only). `failed_calls` is None
-        without calls, and where well-formed calls were made and no call has a result: whether they
-        failed is not known then.
+        with one that has no character that counts (empty, or commas only), and of a dialogue if no user
+        turn has such an answer or an outcome. `failed_calls` is None without calls, and where well-formed
+        calls were made and no call has a result: whether they failed is not known then.
+
+    Raises
+    ------
+    InputError
+        If the turns or gold calls of a dialogue's `rounds` do not add up.
 
     References
     ----------
@@ -95,8 +109,11 @@ def measure(trajectory: Trajectory) -> Measured:
     calls = trajectory.calls
     asked = sum(map(len, (trajectory.sub_answers or {}).values()))
     solve_p, solve_r, solve_f1 = _solve(trajectory, len(calls), asked)
-    last = trajectory.turns[-1] if trajectory.turns else None
-    answer = None if last is None or last.calls else last.answer
+    rounds = split([trajectory])
+    answers = [_answer(one) for one in rounds]
+    correct = _correct(answers[0], trajectory.gold_answer)
+    if trajectory.rounds:
+        correct = _all_solved(trajectory.rounds, answers)
     return Measured(
         task=trajectory.group,
         kind=trajectory.kind,
@@ -106,11 +123,11 @@ def measure(trajectory: Trajectory) -> Measured:
         solve_p=solve_p,
         solve_r=solve_r,
         solve_f1=solve_f1,
-        correct=_correct(answer, trajectory.gold_answer),
+        correct=correct,
         calls=float(len(calls)),
         failed_calls=_failed_share(calls),
         turns=float(len(trajectory.turns)),
-        unanswered=float(answer is None),
+        unanswered=sum(answer is None for answer in answers) / len(answers),
     )
 
 
@@ -121,6 +138,21 @@ def _solve(trajectory: Trajectory, calls: int, asked: int) -> tuple[float | None
     q = solved_sub_questions(trajectory)
     total = calls + asked
     return q / calls if calls else 1.0, q / asked if asked else 1.0, 2.0 * q / total if total else 1.0
+
+
+def _answer(trajectory: Trajectory) -> str | None:
+    """What the last turn answers."""
+    last = trajectory.turns[-1] if trajectory.turns else None
+    return None if last is None or last.calls else last.answer
+
+
+def _all_solved(rounds: Sequence[Round], answers: Sequence[str | None]) -> float | None:
+    """Whether every user turn that can be judged is solved; None if none can."""
+    solved = [
+        _correct(answer, one.gold_answer) if one.outcome is None else float(one.outcome >= _SOLVED)
+        for one, answer in zip(rounds, answers, strict=True)
+    ]
+    return min((one for one in solved if one is not None), default=None)
 
 
 def _correct(answer: str | None, gold: str | None) -> float | None:

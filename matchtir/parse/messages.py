@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from .repair import load_repair
 from .scan import Grammar, scan_turn
 
 _RESULT_ROLES = ("tool", "function")
+_ASKING_ROLES = ("user", "system", "developer")
 _REASONING_KEYS = ("reasoning_content", "reasoning")
 
 
@@ -65,6 +67,13 @@ def parse_messages(
     >>> turns[0].calls[0].arguments, turns[0].calls[0].result, turns[1].answer
     ({'x': 1}, '2', 'Two.')
     """
+    return last_answers(turns_of_messages(messages, format=format, repair=repair))
+
+
+def turns_of_messages(
+    messages: Sequence[Mapping[str, Any]], *, format: str | None = None, repair: bool = False
+) -> list[Turn]:
+    """The turns of :func:`parse_messages`, each with what it would answer if it were the last."""
     if format is not None:
         parser_of(format)
     if repair:
@@ -87,15 +96,37 @@ def parse_messages(
             content = content_text(message.get("content"), f"{where}.content")
             results.append((call_id if isinstance(call_id, str) else None, content))
     _give_results(turns, ids, results)
-    return last_answers(turns)
+    return turns
 
 
-def last_answers(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The same turns, where only the last one keeps its answer."""
-    last = len(turns) - 1
+def turns_by_user_turn(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """How many assistant messages answer each user turn; its prompt begins the first one.
+
+    A user turn begins with a message of the user or system that comes after one of the assistant; several in
+    a row are one.
+    """
+    counts = [0]
+    answered = False
+    for message in messages:
+        role = message.get("role")
+        if role == "assistant":
+            counts[-1] += 1
+            answered = True
+        elif role in _ASKING_ROLES and answered:
+            counts.append(0)
+            answered = False
+    return counts
+
+
+def last_answers(turns: Sequence[Turn], counts: Sequence[int] = ()) -> tuple[Turn, ...]:
+    """The same turns, where only the last one keeps its answer; of dialogues the last of each user turn.
+
+    `counts` says how many turns each user turn has.
+    """
+    last = set(itertools.accumulate(counts)) if counts else {len(turns)}
     return tuple(
-        replace(turn, answer=None) if t < last and turn.answer is not None else turn
-        for t, turn in enumerate(turns)
+        replace(turn, answer=None) if t not in last and turn.answer is not None else turn
+        for t, turn in enumerate(turns, start=1)
     )
 
 

@@ -8,10 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import ConfigError, InputError
-from ..types import LARGEST_REWARD, ToolCall, Trajectory, Turn
+from ..types import LARGEST_REWARD, Round, ToolCall, Trajectory, Turn
 from .json_call import call_from_value
 from .json_text import fault_in, type_name
-from .messages import call_from_object, last_answers, mapping_at, parse_messages, sequence_at
+from .messages import (
+    call_from_object,
+    last_answers,
+    mapping_at,
+    sequence_at,
+    turns_by_user_turn,
+    turns_of_messages,
+)
 from .registry import parse_turn, parser_of
 
 _GROUP = ("group", "task_id", "prompt_id")
@@ -43,6 +50,10 @@ def trajectory_from_row(
         boolean or null.
         `sub_answers` (alias `unsolved_set`): tool to list of str; may be a JSON string.
         `kind` (alias `data_source`): str or null, of which the part after the last "/" is taken.
+        `rounds`: the user turns of a dialogue, those too that were not reached; a list, or a JSON string, of
+        objects with `gold_calls`, `gold_answer` and `outcome`, which the row itself may not have then, and
+        with `turns`: how many of the rollout's turns answer it. With `messages` all may leave `turns` out; it
+        is then counted between the messages of user or system. Null or empty: there is one user turn.
         `format`: how text is parsed. Where a name and its alias are both there, the name counts,
         unless it is null. Other keys are passed over.
     format : str, optional
@@ -78,14 +89,18 @@ def trajectory_from_row(
     mapping_at(row, "row")
     if format is not None:
         parser_of(format)
+    golds = {} if golds is None else golds
+    turns = _turns(row, format or _format(row), repair)
+    rounds, gold_calls = _rounds(row, len(turns), golds)
     return Trajectory(
-        turns=_turns(row, format or _format(row), repair),
-        gold_calls=_gold_calls(row, {} if golds is None else golds),
+        turns=last_answers(turns, [one.turns for one in rounds]),
+        gold_calls=gold_calls if rounds else _gold_calls(row, golds),
         gold_answer=_gold_answer(row),
         group=_group(row),
         outcome=_outcome(row),
         sub_answers=_sub_answers(row),
         kind=_kind(row),
+        rounds=rounds,
     )
 
 
@@ -124,15 +139,16 @@ def _format(row: Mapping[str, Any]) -> str | None:
     return str(name)
 
 
-def _turns(row: Mapping[str, Any], format: str | None, repair: bool) -> tuple[Turn, ...]:
+def _turns(row: Mapping[str, Any], format: str | None, repair: bool) -> list[Turn]:
+    """The row's turns, each with what it would answer if it were the last of its user turn."""
     messages, turns = row.get("messages"), row.get("turns")
     if (messages is None) == (turns is None):
         came = "neither is there" if messages is None else "both are there"
         raise InputError(f"messages or turns: {came}; expected one of them")
     if messages is not None:
-        return parse_messages(sequence_at(messages, "messages"), format=format, repair=repair)
+        return turns_of_messages(sequence_at(messages, "messages"), format=format, repair=repair)
     items = sequence_at(turns, "turns")
-    return last_answers([_turn(item, f"turns[{t}]", format, repair) for t, item in enumerate(items)])
+    return [_turn(item, f"turns[{t}]", format, repair) for t, item in enumerate(items)]
 
 
 def _turn(item: Any, where: str, format: str | None, repair: bool) -> Turn:
@@ -153,6 +169,54 @@ def _turn(item: Any, where: str, format: str | None, repair: bool) -> Turn:
         for j, call in enumerate(sequence_at(item["calls"], f"{where}.calls"))
     )
     return Turn(calls, None if calls else answer, text or "")
+
+
+def _rounds(
+    row: Mapping[str, Any], turns: int, golds: dict[str, tuple[ToolCall, ...]]
+) -> tuple[tuple[Round, ...], tuple[ToolCall, ...]]:
+    """The user turns of a row that has `turns` turns, and the gold calls of all of them."""
+    found = _from_json(row.get("rounds"), "rounds")
+    items = () if found is None else sequence_at(found, "rounds")
+    if not items:
+        return (), ()
+    for name in (*_GOLD_CALLS, *_GOLD_ANSWER, "outcome"):
+        if row.get(name) is not None:
+            raise InputError(f"{name} stands beside rounds; expected it in each of the rounds only")
+    values = [mapping_at(item, f"rounds[{k}]") for k, item in enumerate(items)]
+    counts = _turn_counts(row, values, turns)
+    rounds: list[Round] = []
+    traces: list[tuple[ToolCall, ...]] = []
+    for k, (value, count) in enumerate(zip(values, counts, strict=True)):
+        try:
+            traces.append(_gold_calls(value, golds))
+            rounds.append(Round(count, len(traces[-1]), _gold_answer(value), _outcome(value)))
+        except InputError as error:
+            raise InputError(f"rounds[{k}].{error}") from error
+    # The traces live in golds, so that no two of them have one id. No JSON begins like this key.
+    key = f"rounds of {[id(trace) for trace in traces]}"
+    return tuple(rounds), golds.setdefault(key, tuple(call for trace in traces for call in trace))
+
+
+def _turn_counts(row: Mapping[str, Any], rounds: list[Mapping[str, Any]], turns: int) -> list[int]:
+    """How many turns each round has: what the rounds say, or else what the messages show."""
+    if row.get("messages") is not None and all(one.get("turns") is None for one in rounds):
+        counts = turns_by_user_turn(row["messages"])
+        if len(counts) > len(rounds):
+            raise InputError(
+                f"messages hold {len(counts)} user turns but rounds holds {len(rounds)}; expected one a user "
+                "turn, or the turns of each round"
+            )
+        return counts + [0] * (len(rounds) - len(counts))
+    said: list[int] = []
+    for k, one in enumerate(rounds):
+        count = one.get("turns")
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            came = type_name(count) if count is None else f"{type_name(count)}, {count!r:.60}"
+            raise InputError(f"rounds[{k}].turns is {came}; expected a whole number, 0 or more")
+        said.append(count)
+    if sum(said) != turns:
+        raise InputError(f"rounds add up to {sum(said)} turns but the rollout has {turns}")
+    return said
 
 
 def _gold_calls(row: Mapping[str, Any], golds: dict[str, tuple[ToolCall, ...]]) -> tuple[ToolCall, ...]:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from ..dialogues import split
 from ..rewards import outcome_reward
 from ..types import Credit, ToolCall, Trajectory
 
@@ -138,23 +139,39 @@ def rollout_lines(trajectory: Trajectory, credit: Credit, b: int, where: str) ->
     returns = credit.returns[credit.group_ids == credit.group_ids[b]]
     yield Text(printable(where), "bold")
     yield Text(f"group {_json(trajectory.group)}, {_count(len(returns), 'rollout')}")
+    if trajectory.rounds:
+        answered = sum(one.turns > 0 for one in trajectory.rounds)
+        yield Text(f"{_count(len(trajectory.rounds), 'user turn')}, {answered:,} with turns of the model")
     yield Text(
         f"return {credit.returns[b]:.4f}, group mean {returns.mean():.4f}, "
         f"trajectory advantage {credit.trajectory_advantages[b]:+.4f}"
     )
-    first_call = 0
-    for t, turn in enumerate(trajectory.turns):
+    first_turn = first_gold = first_call = 0
+    for k, part in enumerate(split([trajectory])):
+        if trajectory.rounds:
+            yield Text()
+            yield _round_line(part, k)
+        for t, turn in enumerate(part.turns, start=first_turn):
+            yield Text()
+            yield _turn_line(credit, b, t)
+            for i, call in enumerate(turn.calls, start=first_call):
+                yield from _call_lines(trajectory, credit, b, i, call)
+            first_call += len(turn.calls)
+            if turn.answer is not None:
+                yield Text.assemble("  = answer  ", (printable(turn.answer), "bold"))
+            elif not turn.calls:
+                yield Text("  - no call and no answer", "dim")
         yield Text()
-        yield _turn_line(credit, b, t)
-        for i, call in enumerate(turn.calls, start=first_call):
-            yield from _call_lines(trajectory, credit, b, i, call)
-        first_call += len(turn.calls)
-        if turn.answer is not None:
-            yield Text.assemble("  = answer  ", (printable(turn.answer), "bold"))
-        elif not turn.calls:
-            yield Text("  - no call and no answer", "dim")
-    yield Text()
-    yield from _end_lines(trajectory, credit, b)
+        yield from _end_lines(part, credit, b, first_gold)
+        first_turn += len(part.turns)
+        first_gold += len(part.gold_calls)
+
+
+def _round_line(part: Trajectory, k: int) -> Text:
+    """Heading of user turn k, which stands out from those of its turns."""
+    turns = _count(len(part.turns), "turn") if part.turns else "no turn"
+    holds = f"   {turns}, {_count(len(part.gold_calls), 'gold call')}"
+    return Text.assemble((f"=== user turn {k}", "bold cyan"), (holds, "dim"))
 
 
 def _turn_line(credit: Credit, b: int, t: int) -> Text:
@@ -184,27 +201,28 @@ def _call_lines(trajectory: Trajectory, credit: Credit, b: int, i: int, call: To
         ]
     else:
         mark, style = "x", "red"
-        under = [f"unmatched   {reward}   {_nearest(credit, b, i)}"]
+        under = [f"unmatched   {reward}   {_nearest(credit, b, i, bool(trajectory.rounds))}"]
     yield Text.assemble((f"  {mark} ", style), f"call {i}  {_call(call)}{repaired}")
     for line in under:
         yield Text(f"      {printable(line)}", "dim")
 
 
-def _nearest(credit: Credit, b: int, i: int) -> str:
+def _nearest(credit: Credit, b: int, i: int, rounds: bool) -> str:
     """The gold call that an unmatched call is most like, and which call has it."""
     scores = credit.similarity[b][i]
     if not len(scores) or scores.max() <= 0.0:
-        return "no gold call has this name"
+        return "no gold call has this name" if not rounds else "no gold call of this user turn has this name"
     gold = int(scores.argmax())
     holders = np.flatnonzero(credit.matches[b] == gold)
     taken = f", which call {holders[0]} matched" if len(holders) else ""
     return f"most like gold {gold} (similarity {scores[gold]:.4f}){taken}"
 
 
-def _end_lines(trajectory: Trajectory, credit: Credit, b: int) -> Iterator[Text]:
-    """The gold calls that nothing matched, and what the answer was judged by."""
+def _end_lines(trajectory: Trajectory, credit: Credit, b: int, first_gold: int) -> Iterator[Text]:
+    """The gold calls that nothing matched, and what the answer was judged by, of one user turn."""
     matched = set(credit.matches[b].tolist())
-    missed = [(j, call) for j, call in enumerate(trajectory.gold_calls) if j not in matched]
+    golds = enumerate(trajectory.gold_calls, start=first_gold)
+    missed = [(j, call) for j, call in golds if j not in matched]
     yield Text(f"gold calls without a match: {len(missed)} of {len(trajectory.gold_calls)}", "bold")
     for j, call in missed:
         yield Text.assemble(("  - ", "yellow"), f"gold {j}  {_call(call)}")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from types import TracebackType
 from typing import NamedTuple
 
 from ..errors import ConfigError
-from ..tools import Instance, Result, Sandbox
-from ..types import Environment
+from ..tools import Instance, Result, Sandbox, ToolRegistry
+from ..types import Environment, Task, Tool
+
+
+def registry_of(task: Task, tools: Iterable[Tool]) -> ToolRegistry:
+    """The tools of a task that there are by now."""
+    return ToolRegistry(tools, methods_checked=task.environment is None or task.environment.checked)
 
 
 class Judged(NamedTuple):

@@ -14,7 +14,7 @@ from ..tools import Sandbox, ToolRegistry, run_turns
 from ..types import Environment, Task, ToolCall, Turn
 from .config import RolloutConfig
 from .engine import Ended, Engine, Reply, Request
-from .environments import Environments, Judged
+from .environments import Environments, Judged, registry_of
 from .own_tools import with_new_tools
 from .records import Finish, Rollout
 
@@ -96,7 +96,7 @@ def sample_rollouts(
     """
     talks = []
     for task, key in zip(tasks, keys, strict=True):
-        registry = ToolRegistry(task.tools)
+        registry = registry_of(task, task.tools)
         prompt = template.prompt(task.messages, registry.schemas())
         if len(prompt) > config.max_prompt_tokens:
             raise InputError(
@@ -240,7 +240,7 @@ class _Talk:
         """What the user says next, with the tools that appear."""
         turn = self._later.pop(0)
         if turn.tools:
-            self.registry = ToolRegistry([*self.registry.values(), *turn.tools])
+            self.registry = registry_of(self._task, [*self.registry.values(), *turn.tools])
         return with_new_tools(turn.messages, ToolRegistry(turn.tools).schemas())
 
     def rollout(self) -> Rollout:

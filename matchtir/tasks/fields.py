@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import InputError
@@ -11,7 +11,7 @@ from ..parse import trajectory_from_row
 from ..parse.json_text import type_name
 from ..parse.messages import mapping_at, sequence_at
 from ..rows import json_error
-from ..types import Task, Tool
+from ..types import Environment, Task, Tool, ToolCall, UserTurn
 
 
 def field(row: Mapping[str, Any], name: str, expected: str) -> Any:
@@ -83,33 +83,63 @@ def task_from(
     messages: tuple[Mapping[str, Any], ...],
     tools: tuple[Tool, ...],
     kind: str | None = None,
+    environment: Environment | None = None,
+    later: tuple[UserTurn, ...] = (),
 ) -> Task:
     """A task of which these fields say the rest, as in rollout files: what solves it, and its kind."""
     known = trajectory_from_row({"group": id, "turns": []} | {name: row.get(name) for name in fields})
     kind = known.kind if kind is None else kind
-    return checked(Task(id, messages, tools, known.gold_calls, known.gold_answer, known.sub_answers, kind))
+    solved = (known.gold_calls, known.gold_answer, known.sub_answers)
+    return checked(Task(id, messages, tools, *solved, kind, environment, later))
 
 
 def checked(task: Task) -> Task:
     """The task, if it can be posed and solved; raises InputError with the first reason why not."""
-    if not task.messages:
+    _check_prompt(task.messages)
+    names = [tool.name for tool in task.tools]
+    _check_names(names)
+    _check_calls(task.gold_calls, names, f"none of the task's {len(names)} tools")
+    for k, turn in enumerate(task.later):
+        names += [tool.name for tool in turn.tools]
+        try:
+            _check_prompt(turn.messages)
+            _check_names(names)
+            _check_calls(turn.gold_calls, names, f"none of the {len(names)} tools known by then")
+        except InputError as error:
+            raise InputError(f"later[{k}]: {error}") from error
+    for name in task.sub_answers or ():
+        if name not in names:
+            raise InputError(f"sub-answers are of {name!r}, which is none of the task's {len(names)} tools")
+    for name in ("source", "name") if task.environment is not None else ():
+        if not getattr(task.environment, name):
+            raise InputError(f"environment.{name} is empty; expected a string that is not")
+    return task
+
+
+def _check_prompt(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what is no prompt."""
+    if not messages:
         raise InputError("messages is empty; expected the prompt")
-    for i, message in enumerate(task.messages):
+    for i, message in enumerate(messages):
         if not isinstance(message.get("role"), str):
             came = type_name(message.get("role"))
             raise InputError(f"messages[{i}].role is {came}; expected a string")
-    if task.messages[-1]["role"] == "assistant":
+    if messages[-1]["role"] == "assistant":
         raise InputError("messages end with one of role assistant: this is a rollout, not a task")
-    names = [tool.name for tool in task.tools]
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse two tools of one name."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"tools holds {twice!r} twice; expected each name once")
-    for k, call in enumerate(task.gold_calls):
+
+
+def _check_calls(calls: Sequence[ToolCall], names: Sequence[str], none_of: str) -> None:
+    """Refuse gold calls that are malformed, or of a tool that the model has not."""
+    for k, call in enumerate(calls):
         if call.malformed is not None:
             raise InputError(f"gold call {k} is malformed: {call.malformed}")
-    wanted = [(call.name, "a gold call is of") for call in task.gold_calls]
-    wanted += [(name, "sub-answers are of") for name in task.sub_answers or ()]
-    for name, what in wanted:
-        if name not in names:
-            raise InputError(f"{what} {name!r}, which is none of the task's {len(names)} tools")
-    return task
+    for call in calls:
+        if call.name not in names:
+            raise InputError(f"a gold call is of {call.name!r}, which is {none_of}")
