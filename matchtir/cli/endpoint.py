@@ -20,7 +20,7 @@ from ..evals.chat import ChatError
 from ..evals.endpoint import API_KEY, Endpoint
 from ..evals.journal import Journal, tasks_digest
 from ..report import terminal
-from ..tasks import read_tasks
+from ..tasks import read_tasks, sandbox_modules
 from ..tasks.embedded import embedded_tasks
 from ..tools import Sandbox
 from ..types import Task
@@ -116,7 +116,12 @@ def _fill(
             box = None
             if jobs and any(map(_needs_sandbox, tasks)):
                 box = stack.enter_context(
-                    Sandbox(workers=args.workers, timeout=args.timeout, allow_unsafe=args.allow_unsafe)
+                    Sandbox(
+                        workers=args.workers,
+                        timeout=args.timeout,
+                        modules=sandbox_modules(tasks),
+                        allow_unsafe=args.allow_unsafe,
+                    )
                 )
             for one in _shown(run_tasks(jobs, endpoint.policy, box, journal, settings), len(jobs)):
                 if one.error is None:

@@ -15,6 +15,7 @@ from ..parse.json_text import type_name
 from ..rows import RawRow, RowFile
 from ..types import Task
 from . import ftrl, toolhop
+from .bfcl import BFCL, BfclRows, is_bfcl, task_from_bfcl
 from .hub import HubRows, is_data_set
 from .own import task_from_own
 
@@ -67,7 +68,7 @@ class TaskFile:
     name : str
         The path or name as given, or ``<stdin>``.
     format : str
-        One of `TASK_FORMATS`: what was recognised, or what was asked for.
+        One of `TASK_FORMATS`: what was recognised, or what was asked for; ``bfcl`` for BFCL's tasks.
     """
 
     def __init__(
@@ -79,9 +80,19 @@ class TaskFile:
             self._source = stack.enter_context(closing(_opened(source, split)))
             self.name = self._source.name
             rows = self._source.rows()
-            # Content decides, not the extension, so the first rows are looked at before they are given out.
-            head = list(islice(rows, _PEEK_ROWS))
-            self.format = _recognised(self.name, head, format)
+            self._read: Callable[[Mapping[str, Any], int], Task] = task_from_bfcl
+            head: list[RawRow] = []
+            if not isinstance(self._source, BfclRows):
+                # Content decides, not the extension: the first rows are looked at before they are given out.
+                head = list(islice(rows, _PEEK_ROWS))
+                self.format = _recognised(self.name, head, format)
+                self._read = _FORMATS[self.format].read
+            elif format is None:
+                self.format = BFCL
+            else:
+                raise InputError(
+                    f"format is {format!r}, but {self.name} has a form of its own; expected None"
+                )
             self._rows = chain(head, rows)
             self._first: dict[str, int] = {}
             stack.pop_all()
@@ -107,7 +118,7 @@ class TaskFile:
             raise value
         if not isinstance(value, Mapping):
             raise RowError(f"the row is {type_name(value)}; expected an object")
-        task = _FORMATS[self.format].read(value, row)
+        task = self._read(value, row)
         if self._first.setdefault(task.id, row) != row:
             raise RowError(f"id is {task.id!r}, as in row {self._first[task.id]}; expected each id once")
         return task
@@ -134,9 +145,11 @@ def read_tasks(
     ----------
     source : str or path
         A file: JSON lines, a JSON array or parquet; JSON also gzipped; ``-`` is standard input. Or what the
-        `datasets` library loads: a folder, or the name of a data set on the hub, ``owner/name``.
+        `datasets` library loads: a folder, or the name of a data set on the hub, ``owner/name``. Or
+        ``bfcl``, BFCL's multi-turn tasks from the installed package bfcl_eval; ``bfcl:multi_turn_base`` one
+        category, ``bfcl:multi_turn_base:train`` one split of it.
     split : str, optional
-        Split of a data set; files have none.
+        Split of a data set, or of BFCL; files have none.
     format : {"ftrl", "toolhop", "matchtir"}, optional
         What a row is; by default its columns tell. ``docs/formats.md`` describes each.
 
@@ -154,7 +167,7 @@ def read_tasks(
         If it is empty, is not recognised, or lacks a column that its format needs; if `format` or `split`
         is unknown; if a data set cannot be loaded.
     ImportError
-        For parquet without pyarrow, for data sets without `datasets`.
+        For parquet without pyarrow, for data sets without `datasets`, for BFCL without bfcl_eval.
 
     Examples
     --------
@@ -172,8 +185,10 @@ def read_tasks(
     return TaskFile(source, split=split, format=format)
 
 
-def _opened(source: str | os.PathLike[str], split: str | None) -> RowFile | HubRows:
+def _opened(source: str | os.PathLike[str], split: str | None) -> RowFile | HubRows | BfclRows:
     """What gives the rows."""
+    if is_bfcl(source):
+        return BfclRows(os.fspath(source), split)
     if is_data_set(source):
         return HubRows(source, split)
     if split is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ..errors import ConfigError, TrainingError
 from ..evals import evaluate
 from ..rollout.records import Rollout
 from ..rollout.template import ChatTemplate
+from ..tasks import sandbox_modules
 from ..tools import Sandbox, ToolRegistry
 from ..types import Credit, Task
 from . import data, deepspeed, processes
@@ -96,7 +97,8 @@ class _Run:
         # The chat template of smollm2 knows no tools.
         tool_format = config.policy.tool_format or ("hermes" if config.model == SMOLLM2 else None)
         self.tokenizer, self.template = tokenizer, ChatTemplate(tokenizer, tool_format)
-        self.box = _sandbox(config, stack)
+        posed = [*tasks, *(found[0] if found is not None else ())]
+        self.box = _sandbox(config, sandbox_modules(posed), stack)
         self.tasks = self._usable(config.tasks, tasks, unread | unjudged)
         data.batch_of(len(self.tasks), config.update.prompts, config.seed, 0)
         self.eval_tasks = [] if eval_source is None or found is None else self._usable(eval_source, *found)
@@ -349,13 +351,13 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _sandbox(config: TrainConfig, stack: ExitStack) -> Sandbox:
-    """The sandbox of this process, closed at the end."""
+def _sandbox(config: TrainConfig, modules: Sequence[str], stack: ExitStack) -> Sandbox:
+    """The sandbox of this process, with modules besides those of the configuration; closed at the end."""
     rollout = config.rollout
     box = Sandbox(
         rollout.tool_workers,
         rollout.tool_timeout,
-        modules=rollout.tool_modules,
+        modules=[*rollout.tool_modules, *modules],
         allow_unsafe=rollout.allow_unsafe_tools,
     )
     return stack.enter_context(box)
