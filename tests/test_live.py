@@ -12,7 +12,7 @@ import pytest
 from openai_server import OpenAIServer, Reply, calls, fails, says, scripted
 
 from matchtir.errors import ConfigError, InputError
-from matchtir.evals import evaluate
+from matchtir.evals import evaluate, measure
 from matchtir.evals.campaign import Finished, Settings, remaining, run_tasks
 from matchtir.evals.chat import EndpointError, RequestError, UnavailableError
 from matchtir.evals.endpoint import Endpoint
@@ -20,7 +20,8 @@ from matchtir.evals.journal import Journal
 from matchtir.evals.live import rollout_row, run_task
 from matchtir.evals.threads import in_threads
 from matchtir.parse import trajectory_from_row
-from matchtir.types import Task, Tool, ToolCall
+from matchtir.tools import Sandbox
+from matchtir.types import Environment, Task, Tool, ToolCall, UserTurn
 
 pytest.importorskip("openai")
 pytest.importorskip("jsonschema")
@@ -370,3 +371,53 @@ def test_remaining_refuses_two_tasks_of_one_name() -> None:
 def test_settings_refuse_what_is_less_than_one(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is 0; expected at least 1"):
         Settings(**{name: 0})
+
+
+ACCOUNT = """
+class Account:
+    def __init__(self, balance):
+        self.balance = balance
+
+    def add(self, amount):
+        self.balance += amount
+        return self.balance
+
+    def judge(self, answer):
+        return float(self.balance == 8)
+"""
+
+
+def test_dialogue_with_an_environment_is_judged_after_each_user_turn() -> None:
+    amount = {"type": "object", "properties": {"amount": {"type": "integer"}}, "required": ["amount"]}
+    task = Task(
+        "t",
+        ({"role": "user", "content": "Add 3."},),
+        (Tool("add", parameters=amount),),
+        (ToolCall("add", {"amount": 3}),),
+        environment=Environment(ACCOUNT, "Account", {"balance": 5}, "judge"),
+        later=(UserTurn(({"role": "user", "content": "Take it back."},), (Tool("undo"),)),),
+    )
+    offered = []
+
+    def chat(messages: Any, tools: Any) -> dict[str, Any]:
+        offered.append([tool["function"]["name"] for tool in tools])
+        if messages[-1]["role"] == "tool":
+            return {"role": "assistant", "content": "Done."}
+        name, arguments = ("undo", "{}") if len(offered) > 2 else ("add", '{"amount": 3}')
+        function = {"name": name, "arguments": arguments}
+        return {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "function": function}]}
+
+    with Sandbox(workers=1) as box:
+        rollout = run_task(task, chat, box)
+    assert offered == [["add"], ["add"], ["add", "undo"], ["add", "undo"]]
+    assert (rollout.finish, rollout.rounds, rollout.outcomes, rollout.fault) == (
+        "answer",
+        (2, 2),
+        (1, 1),
+        None,
+    )
+    assert [m["content"] for m in rollout.messages if m["role"] == "tool"][0] == "8"
+    assert "no method 'undo'" in [m["content"] for m in rollout.messages if m["role"] == "tool"][1]
+    row = rollout_row(task, rollout)
+    assert [(r["turns"], r["outcome"], len(r["gold_calls"])) for r in row["rounds"]] == [(2, 1, 1), (2, 1, 0)]
+    assert measure(trajectory_from_row(row)).correct == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +16,14 @@ from chat_templates import chat_tokenizer
 
 import matchtir as mt
 from matchtir.errors import ConfigError
+from matchtir.evals import measure
 from matchtir.rollout.config import RolloutConfig
 from matchtir.rollout.engine import Ended
 from matchtir.rollout.loop import sample_rollouts
 from matchtir.rollout.records import Rollout
 from matchtir.rollout.template import ChatTemplate
 from matchtir.tools import Sandbox, ToolRegistry
+from matchtir.train.rollout_rows import rollout_rows
 from matchtir.types import Environment, Task, Tool, ToolCall, UserTurn
 
 ACCOUNT = """
@@ -187,9 +190,11 @@ def test_without_a_judge_answers_are_compared(template, box):
 
 def test_single_user_turn_with_a_judge_has_its_outcome(template, box):
     (found,) = talk(template, box, RIGHT[:2], tasks=[account(later=())])
-    assert (found.trajectory().outcome, found.trajectory().rounds) == (1.0, ())
+    (one,) = found.trajectory().rounds
+    assert (found.trajectory().outcome, one.outcome, one.turns, one.gold_calls) == (None, 1.0, 2, 1)
+    assert measure(found.trajectory()).correct == 1.0
     (found,) = talk(template, box, [call("add", amount=3)], tasks=[account(later=())], max_turns=1)
-    assert found.trajectory().outcome == 0.0
+    assert measure(found.trajectory()).correct == 0.0
 
 
 def test_killed_environment_fails_its_rollout_alone(template, box):
@@ -224,7 +229,7 @@ def test_killed_environment_fails_its_rollout_alone(template, box):
 def test_what_is_wrong_with_an_environment_is_said(template, box, environment, fault):
     (found,) = talk(template, box, RIGHT[:2], tasks=[account(later=(), environment=environment)])
     assert re.search(fault, found.fault or ""), found.fault
-    assert found.trajectory().outcome == 0.0
+    assert found.trajectory().rounds[0].outcome == 0.0
 
 
 def test_environment_needs_a_sandbox(template):
@@ -245,3 +250,14 @@ def test_credit_of_a_dialogue_stays_inside_its_user_turns(template, box):
     assert credit.call_rewards.tolist() == [[1, 1, 1], [pytest.approx(2 / 3), pytest.approx(2 / 3), 1]]
     assert credit.turn_rewards.tolist()[0] == [1, 1, 1, 1, 1, 1]
     assert credit.turn_rewards.tolist()[1][1] == 0  # 9 and not 8
+
+
+def test_row_of_a_rollout_reads_back_as_its_trajectory(template, box):
+    cut = [call("add", amount=3), "Done.", *[call("add", amount=9)] * 2]
+    for found in talk(template, box, RIGHT, cut, max_turns=2):
+        (row,) = rollout_rows([found], step=0, text_format=template.format)
+        read = mt.trajectory_from_row(json.loads(json.dumps(row)))
+        assert read.rounds == found.trajectory().rounds
+        assert [c.name for c in read.gold_calls] == ["add", "add", "show"]
+        credit = mt.assign_credit([read, read]).turn_rewards.tolist()
+        assert credit == mt.assign_credit([found.trajectory()] * 2).turn_rewards.tolist()

@@ -8,6 +8,16 @@ from typing import Any
 from ..types import Round, Task, ToolCall
 
 
+def is_dialogue(task: Task) -> bool:
+    """Whether its rollouts are judged by user turn: there are several, or there is a judge."""
+    return bool(task.later) or _has_judge(task)
+
+
+def _has_judge(task: Task) -> bool:
+    """Whether the task's environment judges."""
+    return task.environment is not None and task.environment.judge is not None
+
+
 def rounds_of(task: Task, turns: Sequence[int], outcomes: Sequence[float]) -> tuple[Round, ...]:
     """The user turns of a task's dialogue, also those that a rollout did not reach.
 
@@ -20,11 +30,10 @@ def rounds_of(task: Task, turns: Sequence[int], outcomes: Sequence[float]) -> tu
         What the judge of the task's environment said, of each user turn that the model ended. One that it did
         not end, or not reach, has outcome 0.
     """
-    judge = task.environment is not None and task.environment.judge is not None
     asked = [(task.gold_calls, task.gold_answer), *((x.gold_calls, x.gold_answer) for x in task.later)]
     missing = len(asked) - len(outcomes)
     counts = [*turns, *[0] * (len(asked) - len(turns))]
-    judged = [*outcomes, *[0.0 if judge else None] * missing]
+    judged = [*outcomes, *[0.0 if _has_judge(task) else None] * missing]
     return tuple(
         Round(count, len(calls), answer, outcome)
         for count, (calls, answer), outcome in zip(counts, asked, judged, strict=True)
@@ -47,8 +56,7 @@ def judged_by(task: Task, turns: Sequence[int], outcomes: Sequence[float]) -> di
     Returns
     -------
     dict
-        `sub_answers`, and of a dialogue `rounds`, else `gold_calls`, `gold_answer`, and `outcome` where a
-        judge gave one.
+        `sub_answers`, and where it is judged by user turn `rounds`, else `gold_calls` and `gold_answer`.
     """
     answers = task.sub_answers
     row: dict[str, Any] = {
@@ -61,7 +69,7 @@ def judged_by(task: Task, turns: Sequence[int], outcomes: Sequence[float]) -> di
         | ({} if one.outcome is None else {"outcome": one.outcome})
         for one, calls in zip(rounds, golds, strict=True)
     ]
-    if not task.later:
+    if not is_dialogue(task):
         return row | fields[0]
     return row | {
         "rounds": [{"turns": one.turns, **field} for one, field in zip(rounds, fields, strict=True)]

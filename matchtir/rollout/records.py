@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..types import IntArray, Task, Trajectory, Turn
-from .judged_by import all_gold_calls, rounds_of
+from .judged_by import all_gold_calls, is_dialogue, rounds_of
 
 Finish = Literal["answer", "no_answer", "max_turns", "turn_tokens", "response_tokens"]
 
@@ -77,13 +77,12 @@ class Rollout:
         """
         task = self.task
         rounds = rounds_of(task, self.rounds or (len(self.turns),), self.outcomes)
-        alone = None if task.later else rounds[0]
+        alone = None if is_dialogue(task) else rounds[0]
         return Trajectory(
             turns=self.turns,
             gold_calls=all_gold_calls(task),
             gold_answer=alone.gold_answer if alone else None,
             group=task.id,
-            outcome=alone.outcome if alone else None,
             sub_answers=task.sub_answers,
             kind=task.kind,
             rounds=() if alone else rounds,
