@@ -241,3 +241,8 @@ def test_methods_give_their_credit_or_say_what_belongs_to_the_trainer(method: st
         with pytest.raises(ConfigError, match="belongs to the trainer"):
             credit_config(method)
     assert credit_config() == CreditConfig()
+
+
+def test_method_that_is_no_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method is \['grpo'\]; expected a name, one of matchtir-km"):
+        credit_config(["grpo"])  # type: ignore[arg-type]

@@ -416,8 +416,9 @@ def test_dialogue_with_an_environment_is_judged_after_each_user_turn() -> None:
         (1, 1),
         None,
     )
-    assert [m["content"] for m in rollout.messages if m["role"] == "tool"][0] == "8"
-    assert "no method 'undo'" in [m["content"] for m in rollout.messages if m["role"] == "tool"][1]
+    returned = [m["content"] for m in rollout.messages if m["role"] == "tool"]
+    assert returned[0] == "8"
+    assert "no method 'undo'" in returned[1]
     row = rollout_row(task, rollout)
     assert [(r["turns"], r["outcome"], len(r["gold_calls"])) for r in row["rounds"]] == [(2, 1, 1), (2, 1, 0)]
     assert measure(trajectory_from_row(row)).correct == 1.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..credit import CreditConfig
 from ..errors import ConfigError
-from ..methods import method_settings
+from ..methods import METHODS, method_settings
 
 _PREFIX = "credit."
 
@@ -40,6 +40,8 @@ def credit_config(method: str = "matchtir-km", changes: Mapping[str, Any] | None
     >>> credit_config("matchtir-ot", {"gamma": 1.0}).matching
     'sinkhorn'
     """
+    if not isinstance(method, str):
+        raise ConfigError(f"method is {method!r:.60}; expected a name, one of {', '.join(METHODS)}")
     settings = method_settings(method)
     others = [name for name in settings if not name.startswith(_PREFIX)]
     if others:

@@ -15,6 +15,7 @@ import asyncio
 import functools
 import inspect
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 
 from ..advantages import group_ids, turn_returns
 from ..credit import assign_advantages
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, MatchtirError
 from ..rewards import trajectory_returns
 from ..scatter import scatter
 from ..tasks.own import task_from_own
@@ -32,8 +33,11 @@ from ..tools import Sandbox, ToolRegistry
 from ..types import Ragged, ToolCall
 from .settings import credit_config
 from .turns import TurnReader
+from .verl_batch import GroupCheck, turns_of_batch
+from .verl_check import KL_MESSAGE, check_config, check_files, check_formats, check_function_settings
 from .verl_rewards import pack, spans_of_ends
-from .verl_scoring import REWARDS, TURNS, Settings, check_groups, rewarded, turns_of_batch
+from .verl_scoring import REWARDS, TURNS, group_size, rewarded
+from .verl_settings import Settings
 
 TESTED = ("0.9.1",)
 """Versions of verl with which the tests pass."""
@@ -50,6 +54,8 @@ try:
     from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
     from verl.tools.schemas import ToolResponse
     from verl.trainer.ppo.core_algos import register_adv_est
+    from verl.utils import hf_tokenizer
+    from verl.utils.fs import copy_to_local
 except ImportError as error:
     raise ImportError(
         f'{error}; this needs verl, tested with {", ".join(TESTED)}: pip install "matchtir[verl]"'
@@ -57,6 +63,7 @@ except ImportError as error:
 
 __all__ = [
     "TESTED",
+    "CheckedLoopManager",
     "TurnOutput",
     "TurnRewardManager",
     "TurnToolAgentLoop",
@@ -104,6 +111,9 @@ def check_host(version: str, hooks: Sequence[tuple[Any, str, Sequence[str]]] = _
 
 check_host(verl.__version__)
 
+_logger = logging.getLogger(__name__)
+_groups = GroupCheck()
+
 
 @register_adv_est("matchtir")  # type: ignore[untyped-decorator]
 def turn_advantages(
@@ -137,22 +147,28 @@ def turn_advantages(
     ConfigError
         If a setting is impossible, or the KL penalty is part of the reward.
     InputError
-        If rewards did not come by turn, or a group is not whole.
+        If rewards did not come by turn, a group is split over batches, or one is not whole and the setting
+        `incomplete_groups` is "error".
+
+    Warns
+    -----
+    UserWarning
+        Of the first batch with a group that is not whole; of others the log says so.
     """
     settings = Settings.of(config)
     if config is not None and config.get("use_kl_in_reward", False):
-        raise ConfigError(
-            "algorithm.use_kl_in_reward is True, which changes the reward of every token, and rewards here "
-            "are of turns; use the KL loss: actor_rollout_ref.actor.use_kl_loss=True"
-        )
+        raise ConfigError(KL_MESSAGE)
     if index is None:
         raise InputError("the batch has no uid; expected the uid of each rollout's prompt")
     rows = token_level_rewards.detach().cpu().numpy()
     own = response_mask.detach().cpu().numpy() != 0
     rewards, ends, others, kept = turns_of_batch(rows, own, index)
-    check_groups([index[b] for b in kept], config, settings)
+    _say(settings)
+    uids = [index[b] for b in kept]
+    _groups.split(uids, rows[kept], config)
+    _groups.sizes(uids, group_size(config), settings.incomplete_groups)
     turns = Ragged.from_lists(rewards)
-    ids = group_ids([str(index[b]) for b in kept])
+    ids = group_ids([str(uid) for uid in uids])
     found = assign_advantages(turns, trajectory_returns(turns) + np.array(others), ids, settings.credit).turn
     spans = spans_of_ends(ends)
     tensors = []
@@ -162,6 +178,11 @@ def turn_advantages(
             tokens[kept] = scatter(values, spans, (len(kept), rows.shape[1]))
         tensors.append(torch.from_numpy(np.where(own, tokens, 0.0)).to(token_level_rewards))
     return tensors[0], tensors[1]
+
+
+_SEVERAL = (
+    "an agent loop that returns several outputs of a rollout has no rewards by turn; expected one output"
+)
 
 
 class TurnOutput(AgentLoopOutput):  # type: ignore[misc]
@@ -216,7 +237,14 @@ def with_turns(
     Returns
     -------
     TurnOutput
+
+    Raises
+    ------
+    InputError
+        If there are several outputs.
     """
+    if isinstance(output, (list, tuple)):
+        raise InputError(f"{_SEVERAL}, and these are {len(output)}")
     reader = _reader(tokenizer, tool_format)
     trajectory, spans = reader.read(output.response_ids, output.response_mask, {"group": 0})
     record = {
@@ -255,6 +283,16 @@ def with_turn_rewards(
     return output
 
 
+_VERLS_ARGUMENTS = (
+    "reward_router_address",
+    "reward_model_tokenizer",
+    "sandbox_fusion_url",
+    "concurrent_semaphore",
+    "memory_limit_mb",
+)
+"""What verl gives a reward function besides what it declares."""
+
+
 def compute_score(
     data_source: Any,
     solution_str: str,
@@ -263,7 +301,7 @@ def compute_score(
     *,
     method: str = "matchtir-km",
     credit: Mapping[str, Any] | None = None,
-    **_: Any,
+    **others: Any,
 ) -> dict[str, Any]:
     """MatchTIR's rewards as a custom reward function, for a reward manager other than ``matchtir``.
 
@@ -274,9 +312,15 @@ def compute_score(
     -------
     dict
         `score`, `turn_rewards` as JSON text, and `calls`, `matched`, `malformed`.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is neither ours nor one that verl gives a reward function.
     """
+    check_function_settings({name: value for name, value in others.items() if name not in _VERLS_ARGUMENTS})
     fields = OmegaConf.to_container(credit, resolve=True) if OmegaConf.is_config(credit) else credit
-    found = rewarded((extra_info or {}).get(TURNS), ground_truth, credit_config(method, fields))
+    found = rewarded((extra_info or {}).get(TURNS), ground_truth, credit_config(method, fields), fields)
     return {**found, REWARDS: json.dumps(found[REWARDS])}
 
 
@@ -289,18 +333,30 @@ class TurnRewardManager(RewardManagerBase):  # type: ignore[misc]
 
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **others: Any) -> None:
         super().__init__(config, tokenizer, compute_score)
-        self._credit = Settings.of(config.algorithm).credit
+        self._settings = check_config(config)
+        _say(self._settings)
         custom = config.reward.get("custom_reward_function") or {}
         self._other = (
             NaiveRewardManager(config, tokenizer, compute_score, **others) if custom.get("path") else None
         )
 
     async def run_single(self, data: Any) -> dict[str, Any]:
-        """Rewards of one rollout, as verl takes them."""
+        """Rewards of one rollout, as verl takes them. Errors name the row, for verl only logs them."""
         item = data[-1:][0].non_tensor_batch
         record = (item.get("tool_extra_fields") or {}).get(TURNS)
         gold = (item.get("reward_model") or {}).get("ground_truth")
-        found = await self.loop.run_in_executor(None, rewarded, record, gold, self._credit)
+        settings = self._settings
+        try:
+            if len(data) > 1:
+                raise InputError(f"{_SEVERAL}, and these are {len(data)}")
+            found = await self.loop.run_in_executor(
+                None, rewarded, record, gold, settings.credit, settings.changes
+            )
+        except MatchtirError as error:
+            row = item.get("extra_info") or {}
+            named = ", ".join(f"{name} {row[name]}" for name in ("index", "id") if row.get(name) is not None)
+            where = f"row ({named or 'no index'}) of data source {str(item.get('data_source'))!r}"
+            raise type(error)(f"{where}: {error}") from error
         score, info = found.pop("score"), found
         if self._other is not None:
             other = await self._other.run_single(data)
@@ -310,7 +366,8 @@ class TurnRewardManager(RewardManagerBase):  # type: ignore[misc]
                     "expected one of them (reward.reward_manager.name=naive leaves them to the function)"
                 )
             score += float(other["reward_score"])
-            info = {**other["reward_extra_info"], **info}
+            theirs = other["reward_extra_info"].items()
+            info |= {f"custom_{name}" if name in info else name: value for name, value in theirs}
         # Text, because rollouts differ in their number of turns and verl makes arrays of numbers.
         info[REWARDS] = json.dumps(info[REWARDS])
         return {"reward_score": score, "reward_extra_info": info}
@@ -366,12 +423,19 @@ class TurnToolAgentLoop(ToolAgentLoop):  # type: ignore[misc]
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> TurnOutput:
         """One rollout."""
         text = (row.get("extra_info") or {}).get("tools")
+        if text is not None and not isinstance(text, str):
+            raise InputError(
+                f"extra_info.tools is of type {type(text).__name__}; expected JSON text of a list of tools "
+                "(python -m matchtir.integrations.verl_data writes it)"
+            )
+        reader = _reader(self.tokenizer, self._settings.tool_format)
         if text:
             self._registry = _registry(text)
             self.tools: dict[str, Any] = {}
             self.tool_schemas = self._registry.schemas()
-            reader = _reader(self.tokenizer, self._settings.tool_format)
             self.tool_parser = _CallReader(self.tokenizer, reader)
+        else:
+            _check_formats_once(self.tool_parser_name, reader.format)
         output = await super().run(sampling_params, **row)
         return with_turns(output, self.tokenizer, self._settings.tool_format, self._outputs)
 
@@ -399,6 +463,48 @@ class TurnToolAgentLoop(ToolAgentLoop):  # type: ignore[misc]
             head = {"left": 0, "right": limit}.get(side, limit // 2)
             text = f"{text[:head]}...(truncated)...{text[len(text) - (limit - head) :]}"
         return ToolResponse(text=text), 0.0, {}
+
+
+class CheckedLoopManager:
+    """verl's manager of agent loops, made after a check of configuration and data.
+
+    ``+actor_rollout_ref.rollout.agent.agent_loop_manager_class=matchtir.integrations.verl.CheckedLoopManager``
+    is where verl lets us stop a run before its first rollout.
+    """
+
+    @classmethod
+    def create(cls, config: Any, **others: Any) -> Any:
+        """verl's own manager; raises as :func:`matchtir.integrations.verl_check.check_config`.
+
+        Also where the calls that the model's chat template writes cannot be read.
+        """
+        settings = check_config(config)
+        check_files(config, settings)
+        model = config.actor_rollout_ref.model
+        tokenizer = hf_tokenizer(
+            copy_to_local(model.get("tokenizer_path") or model.path),
+            trust_remote_code=bool(model.get("trust_remote_code")),
+        )
+        if model.get("custom_chat_template"):
+            tokenizer.chat_template = model.custom_chat_template
+        _reader(tokenizer, settings.tool_format)
+        from verl.trainer.ppo.v1 import AgentLoopManagerTQ  # of the trainer alone, and slow
+
+        return AgentLoopManagerTQ.create(config=config, **others)
+
+
+_check_formats_once = functools.cache(check_formats)
+
+
+@functools.lru_cache(maxsize=8)
+def _say_once(credit: str) -> None:
+    """Log what turns are credited by."""
+    _logger.info("matchtir credits turns by %s", credit)
+
+
+def _say(settings: Settings) -> None:
+    """Log the effective credit, once."""
+    _say_once(repr(settings.credit))
 
 
 @functools.lru_cache(maxsize=8)

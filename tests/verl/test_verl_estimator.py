@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ import matchtir as mt
 from matchtir.errors import ConfigError, InputError
 from matchtir.integrations import verl as adapter
 from matchtir.integrations.settings import credit_config
+from matchtir.integrations.verl_batch import GroupCheck
 from matchtir.integrations.verl_rewards import pack, unpack
 
 METHODS = [
@@ -164,7 +167,17 @@ def test_settings_follow_verl_and_its_command_line():
         ("+algorithm.matchtir.methd=grpo", "methd; expected some of method"),
         ("+algorithm.matchtir.method=matchtir-kn", "did you mean 'matchtir-km'"),
         ("+algorithm.matchtir.credit.gama=1", "gamma"),
-        ("+algorithm.matchtir.incomplete_groups=no", "expected 'error' or 'allow'"),
+        ("+algorithm.matchtir.incomplete_groups=no", "expected 'warn' or 'error'"),
+        ("+algorithm.matchtir=matchtir-ot", r"is 'matchtir-ot'; .* \+algorithm.matchtir.method=matchtir-ot"),
+        ("+algorithm.matchtir.credit=gamma", r"is 'gamma'; .* \+algorithm.matchtir.credit.gamma=0.9"),
+        ("+algorithm.matchtir.method=null", "method is None"),
+        ("+algorithm.matchtir.sandbox=4", "sandbox is 4; expected names"),
+        ("+algorithm.matchtir.sandbox.worker=2", "sandbox has worker; expected some of workers, timeout"),
+        ("+algorithm.matchtir.sandbox.workers=0", "workers is 0; expected a positive integer"),
+        ("+algorithm.matchtir.sandbox.timeout=-1", "timeout is -1; expected a positive number of seconds"),
+        ("+algorithm.matchtir.sandbox.memory_mb=x", "memory_mb is 'x'; expected a positive integer"),
+        ("+algorithm.matchtir.sandbox.modules=json", "modules is 'json'; expected a list"),
+        ("+algorithm.matchtir.sandbox.allow_unsafe=1", "allow_unsafe is 1; expected True or False"),
         ("+algorithm.matchtir.tool_format=messages", "tool_format is 'messages'; expected one of hermes"),
         ("algorithm.use_kl_in_reward=True", "use_kl_loss=True"),
     ],
@@ -192,14 +205,69 @@ def test_missing_uid_is_refused():
         adapter.turn_advantages(rewards, torch.ones(1, 4))
 
 
-def test_split_groups_are_refused_where_their_size_is_known():
-    config = runs.settings("actor_rollout_ref.rollout.n=3").algorithm
-    rows = [torch.from_numpy(pack([float(b)], [3], 4)) for b in range(5)]
-    masks, uids = [[1] * 4] * 5, ["a", "b", "a", "a", "b"]
+def one_turn_rows(count):
+    """Rows of rollouts of one turn, of different rewards."""
+    return [torch.from_numpy(pack([float(b)], [3], 4)) for b in range(count)]
+
+
+def test_failed_rollouts_are_told_of_and_the_others_compared(monkeypatch, caplog):
+    monkeypatch.setattr(adapter, "_groups", GroupCheck())
+    size = "actor_rollout_ref.rollout.n=3"
+    rows, masks, uids = one_turn_rows(6), [[1] * 4] * 6, ["a", "b", "a", "a", "b", "c"]
+    with pytest.warns(UserWarning, match="3 rollouts are missing from 2 of 3 groups"):
+        found = advantages(rows, masks, uids, runs.settings(size).algorithm)["advantages"]
+    whole = advantages(rows[:5], masks[:5], uids[:5], algorithm())["advantages"]
+    assert torch.equal(found[:5], whole)
+    assert whole.abs().max() > 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        advantages(rows[1:], masks[1:], uids[1:], runs.settings(size).algorithm)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "4 rollouts are missing from 3 of 3 groups" in caplog.messages[1]
+    strict = runs.settings(size, "+algorithm.matchtir.incomplete_groups=error").algorithm
     with pytest.raises(InputError, match=r"uid b has 2 rollouts in this batch; expected rollout.n = 3"):
-        advantages(rows, masks, uids, config)
-    allowed = runs.settings("actor_rollout_ref.rollout.n=3", "+algorithm.matchtir.incomplete_groups=allow")
-    assert advantages(rows, masks, uids, allowed.algorithm)["advantages"].abs().max() > 0.5
+        advantages(rows, masks, uids, strict)
+
+
+def test_groups_larger_than_rollout_n_are_whole(monkeypatch):
+    monkeypatch.setattr(adapter, "_groups", GroupCheck())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = runs.settings("actor_rollout_ref.rollout.n=2").algorithm
+        advantages(one_turn_rows(3), [[1] * 4] * 3, ["a"] * 3, config)
+
+
+def test_groups_split_over_batches_are_refused():
+    rows, masks, config = one_turn_rows(6), [[1] * 4] * 6, algorithm()
+    before = advantages(rows[:3], masks[:3], ["a", "b", "a"], config)["advantages"]
+    again = advantages([*rows[:3], torch.zeros(6)], [*masks[:3], [0] * 6], ["a", "b", "a", "x"], config)
+    assert torch.equal(again["advantages"][:3, :4], before)
+    with pytest.raises(InputError, match="the group with uid b is split over batches"):
+        advantages(rows[3:], masks[3:], ["c", "b", "c"], config)
+    advantages(rows[3:], masks[3:], ["c", "d", "c"], config)
+    advantages(rows[:2], masks[:2], ["a", "a"], config)  # two batches ago
+
+
+def test_rollouts_without_own_tokens_have_no_turns():
+    outputs = [
+        adapter.with_turns(runs.output_of(mask), runs.TOKENIZER) for mask in ([0] * 5, [1] * 5, [1] * 5)
+    ]
+    turns = ([], [1.0], [0.0])
+    rows = [
+        adapter.with_turn_rewards(output, one).as_dict()["rm_scores"]
+        for output, one in zip(outputs, turns, strict=True)
+    ]
+    masks = [output.response_mask for output in outputs]
+    result = advantages(rows, masks, ["a"] * 3, algorithm("matchtir-km-turn"))["advantages"]
+    expected = mt.assign_advantages(
+        mt.Ragged.from_lists([[], [1.0], [0.0]]),
+        np.array([0.0, 1.0, 0.0]),
+        np.zeros(3, dtype=np.int64),
+        credit_config("matchtir-km-turn"),
+    ).turn
+    assert result[0].tolist() == [0.0] * 5
+    np.testing.assert_allclose(result[1:, 0].numpy(), expected.values, rtol=1e-6)
+    assert result[1, 0] == -result[2, 0] != 0
 
 
 def test_padding_rows_are_no_rollouts():

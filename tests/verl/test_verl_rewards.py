@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 
 pytest.importorskip("verl.trainer", reason='verl needs pip install "matchtir[verl]"')
 
+import verl
 import verl_runs as runs
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap, ToolListWrap
 from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
@@ -30,7 +32,9 @@ SCRIPTS = runs.scripts(TASK)
 MULTI = "actor_rollout_ref.rollout.multi_turn"
 
 
-def rollout(texts, *overrides, kind=adapter.TurnToolAgentLoop, tools=(), model_type=None, task=TASK):
+def rollout(
+    texts, *overrides, kind=adapter.TurnToolAgentLoop, tools=(), model_type=None, task=TASK, extra=()
+):
     """The output of a real agent loop, of a server that answers with these turns."""
     config = runs.settings(*overrides)
 
@@ -46,14 +50,17 @@ def rollout(texts, *overrides, kind=adapter.TurnToolAgentLoop, tools=(), model_t
             tools=ToolListWrap(list(tools)),
         )
 
-    return runs.run(loop, task)
+    return runs.run(loop, task, dict(extra))
 
 
-def managed(output, *overrides, task=TASK):
+def managed(output, *overrides, task=TASK, truth=None):
     """What a reward manager of verl says of a rollout."""
     config = runs.settings("reward.reward_manager.name=matchtir", *overrides)
     manager = load_reward_manager(config, runs.TOKENIZER)
-    return manager.loop.run_until_complete(manager.run_single(runs.item_of(task, output)))
+    item = runs.item_of(task, output)
+    if truth is not None:
+        item.non_tensor_batch["reward_model"][0] = {"ground_truth": truth}
+    return manager.loop.run_until_complete(manager.run_single(item))
 
 
 def row_of(output, found):
@@ -152,7 +159,7 @@ def test_users_functions_add_for_the_whole_rollout_or_give_turns_themselves(tmp_
     path = tmp_path / "mine.py"
     path.write_text(
         "def bonus(data_source, solution_str, ground_truth, extra_info, **_):\n"
-        "    return {'score': 0.25, 'length': len(solution_str)}\n"
+        "    return {'score': 0.25, 'length': len(solution_str), 'calls': 77}\n"
         "async def turns(data_source, solution_str, ground_truth, extra_info, **_):\n"
         "    return {'score': 2.0, 'turn_rewards': [0.5, 0.0, 1.0]}\n"
     )
@@ -162,6 +169,8 @@ def test_users_functions_add_for_the_whole_rollout_or_give_turns_themselves(tmp_
     found = managed(output, mine, "reward.custom_reward_function.name=bonus")
     assert found["reward_score"] == plain["reward_score"] + 0.25
     assert found["reward_extra_info"]["length"] > 10
+    assert found["reward_extra_info"]["calls"] == plain["reward_extra_info"]["calls"] != 77
+    assert found["reward_extra_info"]["custom_calls"] == 77
     assert unpack(row_of(output, found)) == ([1.0, 1.0, 1.0], unpack(row_of(output, plain))[1], 0.25)
 
     theirs = (mine, "reward.custom_reward_function.name=turns")
@@ -180,10 +189,17 @@ def test_missing_turns_and_golds_are_errors():
     item.non_tensor_batch["reward_model"][0] = {"ground_truth": '{"gold_answer": "7"}'}
     config = runs.settings("reward.reward_manager.name=matchtir")
     manager = load_reward_manager(config, runs.TOKENIZER)
-    with pytest.raises(InputError, match="with 'gold_calls', which the method judges by"):
+    said = (
+        r"^row \(index 0, id .*\) of data source 'embedded': .* with 'gold_calls', which the method judges by"
+    )
+    with pytest.raises(InputError, match=said):
         manager.loop.run_until_complete(manager.run_single(item))
     with pytest.raises(ConfigError, match=r"reward_model\.enable=False"):
         type(manager).assemble_rm_scores(item, [1.0])
+    with pytest.raises(InputError, match=r"several outputs of a rollout .* and these are 2"):
+        manager.loop.run_until_complete(manager.run_single(verl.DataProto.concat([item, item])))
+    with pytest.raises(InputError, match=r"several outputs of a rollout .* and these are 3"):
+        adapter.with_turns([stock] * 3, runs.TOKENIZER)
     output.reward_score = 1.0
     with pytest.raises(InputError, match=r"came without 'turn_rewards'"):
         output.as_dict()
@@ -211,6 +227,53 @@ def test_row_may_be_judged_by_a_method_of_its_own():
             adapter.rewarded(record, truth, credit)
 
 
+def test_method_of_a_row_keeps_the_other_settings():
+    nothing = [runs.call("none", a=1), SCRIPTS[2][0]]
+    record = rollout(nothing).extra_fields[TURNS]
+    changes = {"penalty": 0.5, "matching": "sinkhorn", "reward": "outcome", "integration": "mean"}
+    row = verl_data.verl_row(TASK, 0, "embedded", method="matchtir-km")["reward_model"]["ground_truth"]
+    found = adapter.rewarded(record, row, credit_config("grpo"), changes)
+    expected = mt.assign_rewards(
+        [runs.trajectory(record, TASK)], credit_config("matchtir-km", {"penalty": 0.5})
+    )
+    assert found["turn_rewards"] == expected.turn_rewards[0].tolist()
+    assert found["turn_rewards"][0] == -0.5
+    bare = json.dumps({**json.loads(row), "method": None})
+    output = rollout(nothing)
+    ours = managed(output, "+algorithm.matchtir.credit.penalty=0.5", truth=row)
+    assert json.loads(ours["reward_extra_info"]["turn_rewards"])[0] == -0.5
+    plain = managed(output, truth=bare)
+    assert json.loads(plain["reward_extra_info"]["turn_rewards"])[0] == 0.0
+
+
+def test_arguments_of_the_function_are_known():
+    info = {TURNS: rollout(SCRIPTS[0]).extra_fields[TURNS]}
+    truth = verl_data.verl_row(TASK, 0, "embedded")["reward_model"]["ground_truth"]
+    given = ("embedded", "", truth, info)
+    found = adapter.compute_score(*given, reward_router_address="x", reward_model_tokenizer=None)
+    assert found["score"] == 3.0
+    with pytest.raises(ConfigError, match="reward_kwargs has credits, metod; expected method, credit"):
+        adapter.compute_score(*given, metod="grpo", credits={"gamma": 3})
+
+
+def test_tools_of_a_row_are_text():
+    task = mt.types.Task(TASK.id, TASK.messages, (), (), TASK.gold_answer)
+    with pytest.raises(InputError, match=r"extra_info\.tools is of type list; expected JSON text"):
+        rollout(SCRIPTS[2], task=task, extra={"tools": [{"name": "ferry"}]})
+
+
+def test_formats_that_differ_are_warned_of():
+    task = mt.types.Task(TASK.id, TASK.messages, (), (), TASK.gold_answer)
+    adapter._check_formats_once.cache_clear()
+    with pytest.warns(UserWarning, match=r"multi_turn\.format is 'glm', .* read calls as 'hermes'"):
+        rollout(SCRIPTS[2], f"{MULTI}.format=glm", task=task)
+    adapter._check_formats_once.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        rollout(SCRIPTS[2], task=task)
+        rollout(SCRIPTS[2], f"{MULTI}.format=glm")  # calls of a row's own tools are read by ours
+
+
 def test_data_is_what_verl_reads(tmp_path, capsys):
     source, target = tmp_path / "tasks.jsonl", tmp_path / "train.parquet"
     given = runs.tasks(3)
@@ -230,3 +293,60 @@ def test_data_is_what_verl_reads(tmp_path, capsys):
     assert dict(adapter._registry(batch["extra_info"][0]["tools"])) == {x.name: x for x in given[0].tools}
     assert verl_data.main([str(tmp_path / "none"), "-o", str(target)]) == 1
     assert "none" in capsys.readouterr().err
+
+
+ASKED = ({"role": "user", "content": "How many?"},)
+
+
+def asked(name="t", **fields):
+    """A task without tools."""
+    return mt.types.Task(name, ASKED, **fields)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            asked(later=(mt.types.UserTurn(({"role": "user", "content": "And?"},)),)),
+            "task 't' has later user",
+        ),
+        (asked(environment=mt.types.Environment("class A: pass", "A")), "task 't' has an environment"),
+        (
+            mt.types.Task("t", ({"role": "assistant", "content": "", "tool_calls": [{}]}, *ASKED)),
+            "message 0 of task 't' has tool_calls; expected role and content",
+        ),
+        (
+            mt.types.Task("t", ({"role": "tool", "content": "3", "tool_call_id": "a"},)),
+            "has tool_call_id",
+        ),
+        (mt.types.Task("t", ({"role": "user", "content": [{"type": "text", "text": "a"}]},)), "type list"),
+    ],
+)
+def test_tasks_that_verl_would_change_are_refused(task, message):
+    with pytest.raises(InputError, match=message):
+        verl_data.verl_row(task, 0, "embedded")
+
+
+def test_tasks_that_cannot_be_judged_are_left_out(tmp_path, capsys):
+    source, target = tmp_path / "tasks.jsonl", tmp_path / "train.parquet"
+    write_tasks(source, [asked("bare"), asked("said", gold_answer="7"), *runs.tasks(1)])
+    command = [str(source), "-o", str(target), "--method"]
+    assert verl_data.main([*command, "matchtir-km"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"1 tasks in {target}, 2 left out\n"
+    assert "task 'bare' has no gold_calls" in err
+    assert "task 'said' has no gold_calls" in err
+    target.unlink()
+    assert verl_data.main([*command, "ftrl"]) == 0
+    assert verl_data.main([*command, "grppo"]) == 1
+    assert verl_data.main(command[:-1]) == 0
+    out, err = capsys.readouterr()
+    assert f"2 tasks in {target}, 1 left out\n" in out
+    assert "1 of 2 tasks have no gold_calls" in err
+    target.unlink()
+    write_tasks(source, [asked("bare")])
+    assert verl_data.main(command[:-1]) == 1
+    assert "no task written: 1 left out" in capsys.readouterr().err
+    assert not target.exists()
+    with pytest.raises(InputError, match="has no gold_answer, which method grpo is judged by"):
+        verl_data.write_verl(target, [asked()], method="grpo")

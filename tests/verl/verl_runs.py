@@ -26,12 +26,17 @@ from matchtir.types import Task
 
 TOKENIZER = embedded_tokenizer()
 END = "<|im_end|>"
+OURS = (
+    "algorithm.adv_estimator=matchtir",
+    "reward.reward_manager.name=matchtir",
+    "actor_rollout_ref.rollout.agent.default_agent_loop=matchtir_tool_agent",
+)
 
 
 def settings(*overrides: str) -> Any:
     """verl's own configuration with changes, as its command line makes it."""
     with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=["algorithm.adv_estimator=matchtir", *overrides])
+        return compose("ppo_trainer", overrides=[*OURS, *overrides])
 
 
 def with_changes(config: Any, correction: dict[str, Any]) -> Any:
@@ -171,11 +176,11 @@ def function_schema(schema: dict[str, Any]) -> Any:
     return OpenAIFunctionToolSchema.model_validate(schema)
 
 
-def run(loop_of: Any, task: Task) -> Any:
-    """The output of an agent loop for a task."""
+def run(loop_of: Any, task: Task, extra: dict[str, Any]) -> Any:
+    """The output of an agent loop for a task, whose row has more in ``extra_info``."""
 
     async def go() -> Any:
         row = verl_row(task, 0, "embedded")
-        return await loop_of().run({}, raw_prompt=row["prompt"], extra_info=row["extra_info"])
+        return await loop_of().run({}, raw_prompt=row["prompt"], extra_info=row["extra_info"] | extra)
 
     return asyncio.run(go())
