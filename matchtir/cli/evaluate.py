@@ -15,6 +15,7 @@ from .. import files
 from ..errors import InputError
 from ..evals import Bootstrap, Evaluation, Measured, measure, summarize
 from ..report.evaluation import evaluation_tables
+from . import bfcl
 from .endpoint import add_endpoint_options, is_live, live_rollouts
 from .reading import add_reading_options, read_file, refuse_input, sources_of
 from .say import DONE, FAILED, PARTLY, say, words
@@ -25,7 +26,10 @@ calls, turns; overall, by kind of task and by difficulty, with bootstrap confide
 
 FILE is as for `matchtir score`. Solve metrics need sub_answers and the results of the calls; correct answers
 need gold_answer. Every task counts alike: rollouts of one group are averaged first. Groups of the same name
-in two files are two tasks."""
+in two files are two tasks.
+
+`matchtir eval bfcl` measures a model on the official BFCL benchmark; --help after it says how. A file of that
+name is ./bfcl."""
 _EXAMPLES = """\
 examples:
   matchtir eval --sample
@@ -51,6 +55,19 @@ def add_command(commands: Any) -> None:
     _add_interval_options(command)
     add_endpoint_options(command)
     command.set_defaults(run=_eval)
+    _let_bfcl_parse(command)
+
+
+def _let_bfcl_parse(command: argparse.ArgumentParser) -> None:
+    """Give the arguments of `matchtir eval bfcl` to its own parser."""
+    parse = command.parse_known_args
+
+    def either(args: Any = None, namespace: Any = None) -> Any:
+        if args and args[0] == "bfcl":
+            return bfcl.parser().parse_known_args(args[1:], namespace)
+        return parse(args, namespace)
+
+    command.parse_known_args = either  # type: ignore[method-assign]
 
 
 def _add_interval_options(command: argparse.ArgumentParser) -> None:
