@@ -238,3 +238,10 @@ def test_update_sees_the_probabilities_that_were_sampled_with(sampled):
             expected = batch.sampled_logps.flatten()[batch.places]
             assert (expected < -0.01).any()
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_modules_of_tools_are_names():
+    assert RolloutConfig(tool_modules=["numpy"]).tool_modules == ("numpy",)
+    for given in ("numpy", [5]):
+        with pytest.raises(ConfigError, match="tool_modules is .*; expected names of modules"):
+            RolloutConfig(tool_modules=given)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 
 from ..config import Number, check_fields
+from ..errors import ConfigError
 
 _NUMBERS = {
     "max_turns": Number(Integral, "a whole number, 1 or more", lambda x: x >= 1),
@@ -77,3 +78,7 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, _CHOICES, _NUMBERS)
+        modules = self.tool_modules
+        if isinstance(modules, str) or not all(isinstance(name, str) for name in modules):
+            raise ConfigError(f"tool_modules is {modules!r:.80}; expected names of modules")
+        object.__setattr__(self, "tool_modules", tuple(modules))
