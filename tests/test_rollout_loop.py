@@ -243,5 +243,5 @@ def test_update_sees_the_probabilities_that_were_sampled_with(sampled):
 def test_modules_of_tools_are_names():
     assert RolloutConfig(tool_modules=["numpy"]).tool_modules == ("numpy",)
     for given in ("numpy", [5]):
-        with pytest.raises(ConfigError, match="tool_modules is .*; expected names of modules"):
+        with pytest.raises(ConfigError, match=r"tool_modules is .*; expected names of modules"):
             RolloutConfig(tool_modules=given)
