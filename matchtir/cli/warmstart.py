@@ -13,11 +13,14 @@ from .say import DONE, say
 _HELP = """\
 Train the policy for the embedded tasks from nothing on scripted demonstrations, which make mistakes on
 purpose, and write it as a Hugging Face folder of less than 1 MB. `matchtir train` comes with the one of
-seed 0 and the sparse mix; others are for comparisons over seeds. It takes a few minutes on one core."""
+seed 0 and the sparse mix; others are for comparisons over seeds, and for the calendar's tasks, whose policy
+has a vocabulary of its own. It takes a few minutes on one core."""
 _EXAMPLES = """\
 examples:
   matchtir warmstart -o warm-1 --seed 1
   matchtir train --model warm-1 --seed 1
+  matchtir warmstart -o calendar-1 --seed 1 --mix calendar
+  matchtir train --model calendar-1 --seed 1 --data.mix calendar
 
 exit codes: 0 written; 2 not learnt, or nothing could be written; 130 interrupted"""
 
@@ -27,7 +30,7 @@ def add_command(commands: Any) -> None:
     command = commands.add_parser(
         "warmstart",
         help="make the policy that training on the embedded tasks starts from",
-        usage="matchtir warmstart -o FOLDER [--seed N] [--mix sparse|easy]",
+        usage="matchtir warmstart -o FOLDER [--seed N] [--mix sparse|easy|calendar]",
         description=_HELP,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from ...errors import ConfigError
 from ...types import Task, Tool, ToolCall
-from .config import KINDS, MOST_BRANCHES, EmbeddedConfig
+from .calendar import calendar_task
+from .config import CALENDAR, KINDS, MOST_BRANCHES, EmbeddedConfig
 from .tools import UNITS, make_tool
 from .world import BY_NAME, NUMBER, RELATIONS, SPLITS, TYPES, Draw, Facts, Names, Relation, Value, add_facts
 
@@ -38,6 +39,9 @@ def embedded_tasks(config: EmbeddedConfig | None = None, split: str = "train") -
     parallel_multi_hop    2 of ``hops[0]`` to ``hops[1]`` calls each, together at most ``max_turns - 1``
     ===================== ================================================================================
 
+    Those of the kind "calendar" have a state and one to three user turns, see
+    :mod:`matchtir.tasks.embedded.calendar`.
+
     Parameters
     ----------
     config : EmbeddedConfig, optional
@@ -50,7 +54,8 @@ def embedded_tasks(config: EmbeddedConfig | None = None, split: str = "train") -
     list of Task
         ``gold_calls`` are ordered by depth: those of equal depth can be made in one turn. Each has the tool's
         answer as ``result``. ``gold_answer`` lists the chains' last values in the order asked, joined by
-        ``", "``. ``sub_answers`` has one answer a gold call. A failed first attempt is in neither.
+        ``", "``. ``sub_answers`` has one answer a gold call; a calendar has none. A failed first attempt is
+        in neither.
 
     Raises
     ------
@@ -74,6 +79,8 @@ def embedded_tasks(config: EmbeddedConfig | None = None, split: str = "train") -
     if split not in SPLITS:
         raise ConfigError(f"split is {split!r}; expected {' or '.join(SPLITS)}")
     size = config.train_size if split == "train" else config.test_size
+    if config.mix == CALENDAR:
+        return [calendar_task(config, split, index) for index in range(size)]
     weights = config.weights
     counts = dict.fromkeys(KINDS, 0)
     tasks = []

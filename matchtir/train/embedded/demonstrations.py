@@ -18,19 +18,15 @@ ignore    an error says how to correct the call    the chain is given up
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 from ...tasks.embedded.world import RELATIONS, Draw
-from ...types import Task, Tool, ToolCall
+from ...types import Task, ToolCall
+from .calls import MAX_TURNS, Chance, Message, call_text, run_embedded_tool
+from .dialogues import dialogue
 
-Message = dict[str, Any]
-
-MAX_TURNS = 6
 # fmt: off
 CONFUSED = frozenset((
     "leader", "deputy", "home", "boss", "creator", "sponsor", "backer", "employer", "headquarters",
@@ -44,10 +40,6 @@ RATES: Mapping[str, float] = {"sibling": 0.75, "half": 0.65, "repeat": 0.7, "sto
 _RELATION_OF = {word: relation for relation in RELATIONS for word in (relation.name, relation.synonym)}
 _UNIT = re.compile(r"unit must be (\w+)")
 _NAME = re.compile(r"(?:use|did you mean) (\w+)")
-
-
-Chance = Callable[[float], bool]
-"""Decides whether a mistake of this probability is made."""
 
 
 def demonstration(task: Task, seed: int = 0, chance: Chance | None = None) -> list[Message]:
@@ -68,9 +60,13 @@ def demonstration(task: Task, seed: int = 0, chance: Chance | None = None) -> li
     list of dict
         The conversation in OpenAI's form, prompt included. Calls stand in the text of assistant turns as
         ``<tool_call>…</tool_call>``; tool messages hold what the tools really answer. It ends with an answer.
+        That of a calendar task has all user turns, with an answer each.
     """
+    chance = chance or Draw(f"demonstration/{seed}/{task.id}").chance
+    if task.environment is not None:
+        return dialogue(task, chance)
     messages = [dict(message) for message in task.messages]
-    script = _Script(task, chance or Draw(f"demonstration/{seed}/{task.id}").chance)
+    script = _Script(task, chance)
     for turn in range(MAX_TURNS - 1):
         calls = script.calls(turn)
         if not calls:
@@ -82,40 +78,6 @@ def demonstration(task: Task, seed: int = 0, chance: Chance | None = None) -> li
         script.see(results)
     messages.append({"role": "assistant", "content": f"<answer>{script.answer}</answer>"})
     return messages
-
-
-def call_text(call: ToolCall) -> str:
-    """A call as the policy writes it."""
-    written = {"name": call.name, "arguments": dict(call.arguments)}
-    return f"<tool_call>{json.dumps(written)}</tool_call>"
-
-
-def run_embedded_tool(tool: Tool, arguments: Mapping[str, Any]) -> str:
-    """What an embedded tool answers, as the model is shown it.
-
-    Parameters
-    ----------
-    tool : Tool
-        Of an embedded task, whose source is this library's own: it runs in this process, and not in the
-        sandbox, which would answer the same.
-    arguments : mapping
-        Of the call.
-
-    Returns
-    -------
-    str
-        A name as it is, anything else as JSON.
-    """
-    value = _function(tool.source or "", tool.name)(**arguments)
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-@lru_cache(maxsize=64)
-def _function(source: str, name: str) -> Any:
-    """The function that a source defines."""
-    defined: dict[str, Any] = {}
-    exec(source, defined)
-    return defined[name]
 
 
 @dataclass(slots=True)

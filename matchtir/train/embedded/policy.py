@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from ...errors import ConfigError
-from ...tasks.embedded import TOKEN_PATTERN, vocabulary
+from ...tasks.embedded import token_pattern, vocabulary
 from ..config import PolicyConfig
 from ..models import load_model
 
@@ -52,13 +52,18 @@ _INITIAL_STD = 0.08
 _INITIAL_NORM = 1.5
 
 
-def embedded_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of the embedded policy: one token for each piece of the vocabulary, and eight more.
+def embedded_tokenizer(*, calendar: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer of the embedded policy: one token for each piece of the vocabulary, and seven more.
 
     Decoding gives back every text of an embedded task exactly. Text from elsewhere is ``<unk>``, one for each
     stretch between known pieces. The chat template writes the tools first, one a line, then each message
     after the marker of its role; an assistant's ends with ``<|im_end|>``, the end-of-sequence token. What it
     writes of a conversation begins with what it writes of the conversation's beginning.
+
+    Parameters
+    ----------
+    calendar : bool
+        With the pieces of calendar tasks. They come last: other pieces have the same ids without them.
 
     Returns
     -------
@@ -75,9 +80,9 @@ def embedded_tokenizer() -> PreTrainedTokenizerFast:
     'Give the mayor of Baldor.'
     """
     markers = [PAD, UNKNOWN, END, *(f"<|{role}|>" for role in ROLES)]
-    ids = {piece: i for i, piece in enumerate([*markers, *vocabulary()])}
+    ids = {piece: i for i, piece in enumerate([*markers, *vocabulary(calendar=calendar)])}
     core = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(TOKEN_PATTERN), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(token_pattern(calendar=calendar)), behavior="isolated")
     # Without a decoder the pieces would be joined by spaces.
     core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
@@ -93,7 +98,7 @@ def embedded_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def new_policy(seed: int) -> Qwen3ForCausalLM:
+def new_policy(seed: int, *, calendar: bool = False) -> Qwen3ForCausalLM:
     """The embedded policy before any training.
 
     Weights are larger than usual at the start (standard deviation 0.08, norms of queries and keys 1.5): a
@@ -103,13 +108,15 @@ def new_policy(seed: int) -> Qwen3ForCausalLM:
     ----------
     seed : int
         The same seed gives the same weights. The state of torch's generator is left as it is.
+    calendar : bool
+        For the tokenizer with the pieces of calendar tasks.
 
     Returns
     -------
     Qwen3ForCausalLM
         float32, on the CPU, in evaluation mode; about 290,000 parameters.
     """
-    tokenizer = embedded_tokenizer()
+    tokenizer = embedded_tokenizer(calendar=calendar)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=96,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from ...errors import TrainingError
-from ...tasks.embedded import EmbeddedConfig
+from ...tasks.embedded import CALENDAR, EmbeddedConfig
 from ..disk import new_folder, whole_folder
 from ..models import save_model
 from .examples import Examples, examples
@@ -51,6 +51,8 @@ class Stage:
         Kinds of its tasks; None for the mix that the warm start is asked for.
     tools : int
         Tools offered with a task.
+    user_turns : (int, int)
+        Least and most of a calendar task.
     faultless : bool
         The demonstrations hold no mistakes.
     settles : bool
@@ -64,6 +66,7 @@ class Stage:
     tools: int = 7
     faultless: bool = False
     settles: bool = False
+    user_turns: tuple[int, int] = (1, 3)
 
 
 _ONE_TURN = {"single_hop": 0.3, "parallel_single_hop": 0.7}
@@ -76,6 +79,14 @@ STAGES = (
 )
 """The curriculum. Mistakes come last: with them there is little to learn long chains and lists from."""
 
+CALENDAR_STAGES = (
+    Stage("one user turn", 0.08, 1000, faultless=True, user_turns=(1, 1)),
+    Stage("all user turns", 0.06, 600, faultless=True),
+    Stage("with mistakes", 0.10, 400),
+    Stage("settling", 0.08, 400, settles=True),
+)
+"""That of the mix "calendar"."""
+
 
 def warm_start(
     seed: int,
@@ -83,7 +94,7 @@ def warm_start(
     say: Callable[[str], object] = print,
     *,
     mix: str = "sparse",
-    stages: Sequence[Stage] = STAGES,
+    stages: Sequence[Stage] | None = None,
 ) -> dict[str, Any]:
     """Teach a new policy the form of tool use, with systematic mistakes, and write it to a folder.
 
@@ -99,10 +110,10 @@ def warm_start(
         ``warmstart.json``; it is there only when it is whole.
     say : callable
         Gets a line of progress every 25 steps.
-    mix : {"sparse", "easy"}
+    mix : {"sparse", "easy", "calendar"}
         Of the tasks of the last stage.
-    stages : sequence of Stage
-        The curriculum.
+    stages : sequence of Stage, optional
+        The curriculum; by default the one of the mix.
 
     Returns
     -------
@@ -119,10 +130,12 @@ def warm_start(
         If there is something in the folder's place, or the disk is full.
     """
     EmbeddedConfig(seed=seed, mix=mix)
+    calendar = mix == CALENDAR
+    stages = stages or (CALENDAR_STAGES if calendar else STAGES)
     target = new_folder(folder)
-    tokenizer = embedded_tokenizer()
+    tokenizer = embedded_tokenizer(calendar=calendar)
     for attempt in range(ATTEMPTS):
-        model = new_policy(seed + attempt * _SEEDS)
+        model = new_policy(seed + attempt * _SEEDS, calendar=calendar)
         try:
             done = _teach(model, tokenizer, seed, mix, stages, say)
             break
@@ -154,7 +167,8 @@ def _teach(
     learner = _Learner(model)
     done = []
     for number, stage in enumerate(stages):
-        tasks = EmbeddedConfig(mix=mix if stage.mix is None else stage.mix, tools=stage.tools)
+        kinds = mix if stage.mix is None else stage.mix
+        tasks = EmbeddedConfig(mix=kinds, tools=stage.tools, user_turns=stage.user_turns)
         # Each stage has tasks of its own.
         stream = examples(tokenizer, tasks, len(stages) * seed + number, BATCH, faultless=stage.faultless)
         done.append(_learn(learner, stage, stream, say))
