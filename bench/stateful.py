@@ -32,7 +32,7 @@ EVERY = 20  # steps between evaluations on the 200 held-out tasks, greedy
 SEEDS = (1, 2, 3)
 # λ is the price of a call that matches nothing: the embedded default. GRPO's reward knows no such calls.
 CELLS = (("matchtir-km", 0.3), ("grpo", None))
-# A dialogue is longer than a question: 253 tokens at most if nothing goes wrong.
+# A dialogue is longer than a question: 331 tokens at most, the prompt included, if nothing goes wrong.
 RESPONSE_TOKENS = 500
 
 

@@ -97,6 +97,10 @@ def test_overrides_of_deepspeed_are_merged_at_all_depths():
         ({"update": {"lr": -1.0}}, r"^update\.lr is -1\.0; expected a finite number above 0"),
         ({"credit": {"matching": "best"}}, r"^credit\.matching is 'best'; expected one of hungarian"),
         ({"deepspeed": {"offload_optimizer": True}}, r"^deepspeed\.offload_optimizer is true and stage 0"),
+        (
+            {"data.mix": "calendar"},
+            r"data\.mix 'calendar', whose words .* expected a folder that `matchtir warm",
+        ),
         ({"report_to": ("wandbb",)}, r"report_to is .*expected names of tensorboard"),
         ({"method": "grpo", "credit.integration": "turn"}, r"^credit\.integration is 'turn' and reward is"),
     ],

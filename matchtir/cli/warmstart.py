@@ -14,7 +14,7 @@ _HELP = """\
 Train the policy for the embedded tasks from nothing on scripted demonstrations, which make mistakes on
 purpose, and write it as a Hugging Face folder of less than 1 MB. `matchtir train` comes with the one of
 seed 0 and the sparse mix; others are for comparisons over seeds, and for the calendar's tasks, whose policy
-has a vocabulary of its own. It takes a few minutes on one core."""
+has a vocabulary of its own. It takes a few minutes on one core, the calendar's about ten."""
 _EXAMPLES = """\
 examples:
   matchtir warmstart -o warm-1 --seed 1

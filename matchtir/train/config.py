@@ -80,22 +80,22 @@ class DataConfig:
 
     Parameters
     ----------
-    mix : {"sparse", "easy"}
-        Of the embedded tasks.
+    mix : {"sparse", "easy", "calendar"}
+        Of the embedded tasks. The calendar needs a policy of its own (`matchtir warmstart --mix calendar`).
     seed : int
         Of the embedded tasks. Their order is drawn from the run's own seed.
     limit, eval_limit : int, optional
         Only so many training tasks, evaluation tasks, from the first.
     """
 
-    mix: Literal["sparse", "easy"] = "sparse"
+    mix: Literal["sparse", "easy", "calendar"] = "sparse"
     seed: int = 0
     limit: int | None = None
     eval_limit: int | None = None
 
     def __post_init__(self) -> None:
         numbers = {"seed": _COUNT, "limit": _MAYBE_POSITIVE, "eval_limit": _MAYBE_POSITIVE}
-        check_fields(self, {"mix": ("sparse", "easy")}, numbers)
+        check_fields(self, {"mix": ("sparse", "easy", "calendar")}, numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +303,15 @@ class TrainConfig:
             raise ConfigError(
                 f"loss.rollout_cap is {self.loss.rollout_cap} and update.old_logps 'rollout'; expected "
                 "'recompute', because the weights compare recomputed log-probabilities with sampled ones"
+            )
+        if (
+            self.data.mix == "calendar"
+            and self.model == EMBEDDED
+            and EMBEDDED in (self.tasks, self.eval_tasks)
+        ):
+            raise ConfigError(
+                "model is 'embedded' and data.mix 'calendar', whose words it does not know; expected "
+                "a folder that `matchtir warmstart --mix calendar` wrote"
             )
         if self.update.minibatches > self.update.prompts * self.update.group_size:
             raise ConfigError(
