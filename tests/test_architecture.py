@@ -89,7 +89,7 @@ OPTIONAL = {
     "matplotlib": ("report/learning_curve.py",),
     **dict.fromkeys(("wandb", "mlflow", "trackio"), ("train/trackers.py",)),
     **dict.fromkeys(("trl", "accelerate"), ("integrations/trl.py",)),
-    "verl": ("integrations/verl.py",),
+    "verl": ("integrations/verl.py", "integrations/verl_agent_loop.py"),
     "omegaconf": ("integrations/verl.py", "integrations/verl_scoring.py"),
 }
 

@@ -30,6 +30,7 @@ DOCUMENTS = [
 NEEDED = {
     "matchtir.integrations.trl": "trl",
     "matchtir.integrations.verl": "omegaconf",
+    "matchtir.integrations.verl_agent_loop": "omegaconf",
     "matchtir.integrations.verl_plugin": "omegaconf",
     "matchtir.integrations.verl_scoring": "omegaconf",
 }

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from matchtir.errors import InputError, SandboxError
-from matchtir.tools import Instance, Result, Sandbox
+from matchtir.errors import ConfigError, InputError, SandboxError
+from matchtir.tools import Instance, Result, Sandbox, ToolRegistry
+from matchtir.types import Tool, ToolCall
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox holds on Linux only")
 
@@ -234,6 +235,33 @@ def test_object_that_was_not_opened_for_it_is_not_copied(book):
 def test_copy_of_nothing_is_nothing(box):
     copy = box.open(BOOK, "broken", branching=True).copy()
     assert (copy.start.status, copy.alive) == ("crash", False)
+
+
+# Tools of a registry
+
+
+def test_registry_runs_methods_in_the_order_of_the_calls(book, box):
+    schema = {"type": "object", "properties": {"amount": {"type": "integer"}}, "required": ["amount"]}
+    registry = ToolRegistry(
+        [Tool("add", parameters=schema), Tool("told"), Tool("here", function=lambda: "yes")]
+    )
+    calls = [
+        ToolCall("add", {"amount": 1}),
+        ToolCall("here"),
+        ToolCall("add", {"amount": "x"}),
+        ToolCall("told"),
+    ]
+    seen = registry.run(calls, box, book)
+    assert [one.text for one in seen[:2]] == ["6", "yes"]
+    assert "is not of type 'integer'" in seen[2].text
+    assert seen[3].text == '["Ida", [5, 1]]'
+    unchecked = ToolRegistry(registry.values(), methods_checked=False)
+    assert "not supported between" in unchecked.run(calls[2:3], box, book)[0].text
+
+
+def test_registry_needs_the_sandbox_for_methods(book):
+    with pytest.raises(ConfigError, match="told is a method of an environment in a Sandbox; box is None"):
+        ToolRegistry([Tool("told")]).run([ToolCall("told")], None, book)
 
 
 # Wrong use, and dead workers

@@ -20,9 +20,12 @@ import matchtir as mt  # noqa: E402
 from matchtir.errors import ConfigError, InputError, TrainingError  # noqa: E402
 from matchtir.methods import METHODS  # noqa: E402
 from matchtir.parse import trajectory_from_row  # noqa: E402
+from matchtir.rollout.template import ChatTemplate  # noqa: E402
 from matchtir.tasks import embedded_tasks, write_tasks  # noqa: E402
 from matchtir.train import data, trainer  # noqa: E402
+from matchtir.train.embedded import embedded_tokenizer  # noqa: E402
 from matchtir.train.trainer import train  # noqa: E402
+from matchtir.types import UserTurn  # noqa: E402
 
 
 class Notes:
@@ -293,3 +296,16 @@ def test_batches_are_an_order_of_all_tasks():
     assert data.batch_of(count, size, 4, 6) != seen[6]
     with pytest.raises(ConfigError, match="24"):
         data.batch_of(count, 24, 3, 0)
+
+
+def test_task_whose_later_user_turns_cannot_be_posed_is_left_out():
+    def dialogue(task, **fields):
+        return replace(task, later=(UserTurn(({"role": "user", "content": "Give more."},), **fields),))
+
+    (alone, twice, *others) = embedded_tasks()[:4]
+    tasks = [dialogue(alone), dialogue(twice, tools=(twice.tools[0],)), *others]
+    kept, dropped = data.usable(tasks, ChatTemplate(embedded_tokenizer()), 200, None)
+    assert [task.id for task in kept] == [task.id for task in (alone, *others)]
+    ((why, (named,)),) = dropped.items()
+    assert why == "have messages that cannot be rendered"
+    assert re.match(rf"{twice.id}: .*two tools are named", named)

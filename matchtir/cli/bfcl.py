@@ -6,8 +6,7 @@ import argparse
 import json
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from ..evals.bfcl.scores import Row, read_scores, table, to_dict
 from ..evals.bfcl.serving import check_endpoint, served
 from ..evals.endpoint import API_KEY
 from ..report import terminal
+from .progress import shown
 from .say import DONE, FAILED, PARTLY, say
 
 _HELP = """\
@@ -55,7 +55,6 @@ examples:
 
 exit codes: 0 all tasks evaluated; 1 some tasks left out; 2 nothing evaluated; 130 interrupted"""
 
-_LINE_SECONDS = 30.0
 _SHOWN_ERRORS = 5
 _WEB = "web_search"
 
@@ -172,7 +171,8 @@ def _run(args: argparse.Namespace) -> int:
         found = read_scores(scores, results, categories)
         by = "" if model.handler is None else f", handler {model.handler}"
         title = f"{settings['model']} on BFCL, bfcl-eval {plan.version}{by}"
-        _show(table(found, bootstrap), to_dict(table(found, bootstrap), found, bootstrap), args.json, title)
+        rows = table(found, bootstrap)
+        _show(rows, to_dict(rows, found, bootstrap), args.json, title)
         return code
 
 
@@ -240,10 +240,10 @@ def _web_key(web: bool) -> str | None:
     return os.environ.get(WEB_KEY)
 
 
-def _count(results: Results) -> Callable[[], int]:
+def _count(results: Results) -> int:
     """How many results there are to judge."""
     tasks = {task for category in results.categories for task in category.tasks}
-    return lambda: len(tasks & results.found().keys())
+    return len(tasks & results.found().keys())
 
 
 def _generate(
@@ -277,7 +277,7 @@ def _generate(
         say(f"{missing:,} tasks and conversations of {model.name}, {args.threads} at a time")
         try:
             made = generate(driver, results, model, network, args.threads)
-            for one in _shown(made, "solving tasks", lambda: missing):
+            for one in _shown(made, "solving tasks", missing):
                 if one.error is not None:
                     errors.append(f"task {one.task}: {one.error}")
         except DriverError as error:
@@ -329,19 +329,9 @@ def _tell(errors: Sequence[str]) -> None:
         say(f"and {len(errors) - _SHOWN_ERRORS:,} more errors")
 
 
-def _shown(done: Iterator[Progress], label: str, whole: Callable[[], int]) -> Iterator[Progress]:
-    """The same, with progress on standard error: a bar on a terminal, else a line now and then."""
-    console = Console(stderr=True, highlight=False)
-    seen: list[Progress] = []
-    total = whole()
-    begin = told = time.monotonic()
-    for one in terminal.track(done, console, label, lambda: (len(seen), total)):
-        seen.append(one)
-        yield one
-        now = time.monotonic()
-        if not console.is_terminal and now - told >= _LINE_SECONDS:
-            say(f"{label}: {len(seen):,} of {total:,}, {now - begin:.0f} s")
-            told = now
+def _shown(done: Iterator[Progress], label: str, total: int) -> Iterator[Progress]:
+    """The same, with progress on standard error."""
+    return shown(done, label, total, lambda seen: f"{label}: {len(seen):,} of {total:,}")
 
 
 def _show(rows: Sequence[Row], found: dict[str, Any], output: str | None, title: str) -> None:

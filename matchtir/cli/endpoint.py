@@ -6,12 +6,9 @@ import argparse
 import json
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-
-from rich.console import Console
 
 from .. import files
 from ..errors import ConfigError, InputError
@@ -19,11 +16,11 @@ from ..evals.campaign import Finished, Settings, remaining, run_tasks
 from ..evals.chat import ChatError
 from ..evals.endpoint import API_KEY, Endpoint
 from ..evals.journal import Journal, tasks_digest
-from ..report import terminal
 from ..tasks import read_tasks, sandbox_modules
 from ..tasks.embedded import embedded_tasks
 from ..tools import Sandbox
 from ..types import Task
+from .progress import shown
 from .say import DONE, FAILED, PARTLY, say
 
 EMBEDDED = "embedded"
@@ -123,7 +120,8 @@ def _fill(
                         allow_unsafe=args.allow_unsafe,
                     )
                 )
-            for one in _shown(run_tasks(jobs, endpoint.policy, box, journal, settings), len(jobs)):
+            made = run_tasks(jobs, endpoint.policy, box, journal, settings)
+            for one in shown(made, "solving tasks", len(jobs), lambda seen: _line(seen, len(jobs))):
                 if one.error is None:
                     missing -= 1
                 else:
@@ -146,19 +144,10 @@ def _needs_sandbox(task: Task) -> bool:
     return task.environment is not None or any(tool.source is not None for tool in tools)
 
 
-def _shown(finished: Iterator[Finished], whole: int) -> Iterator[Finished]:
-    """The same, with progress on standard error: a bar on a terminal, else a line now and then."""
-    console = Console(stderr=True, highlight=False)
-    seen: list[Finished] = []
-    begin = told = time.monotonic()
-    for one in terminal.track(finished, console, "solving tasks", lambda: (len(seen), whole)):
-        seen.append(one)
-        yield one
-        now = time.monotonic()
-        if not console.is_terminal and now - told >= _LINE_SECONDS:
-            failed = sum(one.error is not None for one in seen)
-            say(f"{len(seen):,} of {whole:,} rollouts, {failed:,} failed, {now - begin:.0f} s")
-            told = now
+def _line(seen: list[Finished], whole: int) -> str:
+    """How far the rollouts are, in words."""
+    failed = sum(one.error is not None for one in seen)
+    return f"{len(seen):,} of {whole:,} rollouts, {failed:,} failed"
 
 
 def _how_to_resume(args: argparse.Namespace) -> str:

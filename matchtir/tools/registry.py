@@ -191,30 +191,28 @@ def run_turns(
     sent: list[Call] = []
     places: list[tuple[int, int]] = []
     functions: list[tuple[int, int, Tool]] = []
-    methods: list[tuple[Instance, list[tuple[str, Mapping[str, Any]]]]] = []
-    method_places: list[list[tuple[int, int]]] = []
+    methods: list[tuple[int, int, Instance]] = []
     for t, (registry, calls) in enumerate(turns):
         seen.append([None] * len(calls))
         instance = instances[t] if instances is not None else None
-        asked: list[tuple[int, int]] = []
         for k, call in enumerate(calls):
             problem = registry.check(call)
             if problem is not None:
                 seen[t][k] = failure(problem)
                 continue
             tool = registry[call.name]
-            if instance is not None and tool.function is None and tool.source is None:
-                asked.append((t, k))
-            elif tool.function is not None or tool.source is None:
-                functions.append((t, k, tool))
-            elif box is None:
-                raise ConfigError(f"{call.name} has a source, which runs in a Sandbox; box is None")
-            else:
+            if tool.function is None and tool.source is not None:
                 sent.append(Call(tool.source, call.name, dict(call.arguments)))
                 places.append((t, k))
-        if instance is not None and asked:
-            methods.append((instance, [(calls[k].name, calls[k].arguments) for _, k in asked]))
-            method_places.append(asked)
+            elif tool.function is None and instance is not None:
+                methods.append((t, k, instance))
+            else:
+                functions.append((t, k, tool))
+    if box is None and places:
+        raise ConfigError(f"{sent[0].name} has a source, which runs in a Sandbox; box is None")
+    if box is None and methods:
+        t, k, _ = methods[0]
+        raise ConfigError(f"{turns[t][1][k].name} is a method of an environment in a Sandbox; box is None")
     for t, k, tool in functions:
         seen[t][k] = run_function(tool, turns[t][1][k])
     if box is not None and sent:
@@ -222,7 +220,8 @@ def run_turns(
         for (t, k), result in zip(places, results, strict=True):
             seen[t][k] = from_result(result)
     if box is not None and methods:
-        for asked, found in zip(method_places, box.call_all(methods), strict=True):
-            for (t, k), result in zip(asked, found, strict=True):
-                seen[t][k] = from_result(result)
+        asked = [turns[t][1][k] for t, k, _ in methods]
+        batch = [(one[2], [(call.name, call.arguments)]) for one, call in zip(methods, asked, strict=True)]
+        for (t, k, _), (result,) in zip(methods, box.call_all(batch), strict=True):
+            seen[t][k] = from_result(result)
     return [[one for one in row if one is not None] for row in seen]

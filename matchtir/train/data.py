@@ -10,9 +10,10 @@ from ..credit import CreditConfig
 from ..errors import ConfigError, InputError
 from ..rollout.judged_by import all_gold_calls
 from ..rollout.loop import Template
+from ..rollout.own_tools import with_new_tools
 from ..tasks import EmbeddedConfig, embedded_tasks, read_tasks
 from ..tools import Call, Sandbox, ToolRegistry
-from ..types import Task
+from ..types import Task, Tool
 from .config import EMBEDDED, DataConfig
 
 Dropped = dict[str, list[str]]
@@ -95,8 +96,11 @@ def usable(
             continue
         try:
             length = len(template.prompt(task.messages, ToolRegistry(task.tools).schemas()))
+            ToolRegistry(_all_tools(task))
+            for turn in task.later:
+                template.user_turn(with_new_tools(turn.messages, ToolRegistry(turn.tools).schemas()))
         except InputError as error:
-            dropped.setdefault("have a prompt that cannot be rendered", []).append(f"{task.id}: {error}")
+            dropped.setdefault("have messages that cannot be rendered", []).append(f"{task.id}: {error}")
             continue
         if length > max_prompt_tokens:
             why = f"have a prompt of more than {max_prompt_tokens:,} tokens"
@@ -106,10 +110,14 @@ def usable(
     return kept, dropped
 
 
+def _all_tools(task: Task) -> list[Tool]:
+    """The tools of all user turns."""
+    return [*task.tools, *(tool for turn in task.later for tool in turn.tools)]
+
+
 def _sources(task: Task) -> list[tuple[str, str]]:
     """Source and name of a task's tools and environment."""
-    tools = [*task.tools, *(tool for turn in task.later for tool in turn.tools)]
-    found = [(tool.source, tool.name) for tool in tools if tool.source is not None]
+    found = [(tool.source, tool.name) for tool in _all_tools(task) if tool.source is not None]
     return found if task.environment is None else [*found, (task.environment.source, task.environment.name)]
 
 

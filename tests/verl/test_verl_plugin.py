@@ -37,7 +37,7 @@ print(_agent_loop_registry["matchtir_tool_agent"]["_target_"])
     assert out.split() == [
         "turn_advantages",
         "TurnRewardManager",
-        "matchtir.integrations.verl.TurnToolAgentLoop",
+        "matchtir.integrations.verl_agent_loop.TurnToolAgentLoop",
     ]
     assert "not registered" not in err
 

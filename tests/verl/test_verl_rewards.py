@@ -21,7 +21,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 import matchtir as mt
 from matchtir.errors import ConfigError, InputError
 from matchtir.integrations import verl as adapter
-from matchtir.integrations import verl_data
+from matchtir.integrations import verl_agent_loop, verl_data
 from matchtir.integrations.settings import credit_config
 from matchtir.integrations.verl_rewards import unpack
 from matchtir.integrations.verl_scoring import TURNS
@@ -264,10 +264,10 @@ def test_tools_of_a_row_are_text():
 
 def test_formats_that_differ_are_warned_of():
     task = mt.types.Task(TASK.id, TASK.messages, (), (), TASK.gold_answer)
-    adapter._check_formats_once.cache_clear()
+    verl_agent_loop._check_formats_once.cache_clear()
     with pytest.warns(UserWarning, match=r"multi_turn\.format is 'glm', .* read calls as 'hermes'"):
         rollout(SCRIPTS[2], f"{MULTI}.format=glm", task=task)
-    adapter._check_formats_once.cache_clear()
+    verl_agent_loop._check_formats_once.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         rollout(SCRIPTS[2], task=task)
@@ -290,7 +290,9 @@ def test_data_is_what_verl_reads(tmp_path, capsys):
     gold = json.loads(batch["reward_model"][2]["ground_truth"])
     assert [call["name"] for call in gold["gold_calls"]] == [call.name for call in given[2].gold_calls]
     assert gold["method"] == "grpo"
-    assert dict(adapter._registry(batch["extra_info"][0]["tools"])) == {x.name: x for x in given[0].tools}
+    assert dict(verl_agent_loop._registry(batch["extra_info"][0]["tools"])) == {
+        x.name: x for x in given[0].tools
+    }
     assert verl_data.main([str(tmp_path / "none"), "-o", str(target)]) == 1
     assert "none" in capsys.readouterr().err
 

@@ -75,7 +75,22 @@ class Instance:
         """A second object in the state of this one, in a process that is forked from this one's.
 
         It costs a fork, whatever the state is. The two share nothing from here on, and draw the same random
-        numbers. Only for objects opened with ``branching=True``.
+        numbers.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds, instead of the sandbox's.
+
+        Returns
+        -------
+        Instance
+            Also where it could not be made: `start` says why. This one was opened with ``branching=True``.
+
+        Raises
+        ------
+        SandboxError
+            If the sandbox is closed, or belongs to another process.
         """
         number = self.host.new_number()
         start = self.host.act(

@@ -200,9 +200,8 @@ class Sandbox:
         SandboxError
             If the sandbox is closed, belongs to another process, or its workers die before they run the call.
         """
-        return self._run([pack_call(source, name, arguments or {}, "the call")], False, self._limit(timeout))[
-            0
-        ]
+        packed = pack_call(source, name, arguments or {}, "the call")
+        return self._run([packed], False, self._limit(timeout))[0]
 
     def map(
         self,
@@ -325,7 +324,25 @@ class Sandbox:
         branching: bool = False,
         timeout: float | None = None,
     ) -> list[Instance]:
-        """:meth:`open` many objects, side by side; (source, name, arguments) of each."""
+        """Make many objects, side by side.
+
+        Parameters
+        ----------
+        calls : iterable of Call
+            Or of tuples (source, name, arguments), as :meth:`open` takes them.
+        branching, timeout
+            As for :meth:`open`.
+
+        Returns
+        -------
+        list of Instance
+            One a call, in order.
+
+        Raises
+        ------
+        InputError, SandboxError, ConfigError
+            As :meth:`open`.
+        """
         packed = [pack_call(*_parts(call, i), f"calls[{i}]") for i, call in enumerate(calls)]
         self._check_open()
         return self._hosts.open(packed, branching, self._limit(timeout))
