@@ -174,7 +174,7 @@ def test_eval_endpoint_gold_calls_solve_the_embedded_tasks(run: Run, out: Path) 
 
 
 def test_eval_endpoint_tells_how_far_it_is(run: Run, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("matchtir.cli.endpoint._LINE_SECONDS", 0.0)
+    monkeypatch.setattr("matchtir.cli.progress._LINE_SECONDS", 0.0)
     with OpenAIServer(solver) as server:
         done = run(server.url, tasks, "--limit", "3")
         assert f"3 rollouts of m at {server.url}, 4 at a time" in done.stderr

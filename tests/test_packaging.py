@@ -24,7 +24,7 @@ from matchtir import cli
 
 ROOT = Path(__file__).parents[1]
 SITE = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-BUILT = [".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "*.so"]
+BUILT = [".git", ".venv*", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "*.so"]
 TOP = ["setup.py", "pyproject.toml", "CMakeLists.txt", "Makefile", "constraints.txt", "README.md", "LICENSE"]
 
 

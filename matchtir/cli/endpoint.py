@@ -25,7 +25,6 @@ from .say import DONE, FAILED, PARTLY, say
 
 EMBEDDED = "embedded"
 
-_LINE_SECONDS = 30.0
 _SHOWN_ERRORS = 5
 
 
