@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chance_model import save_chance_model
 from openai_server import OpenAIServer, Reply, Request
 
 from matchtir.cli import main
@@ -598,6 +599,36 @@ def test_scores_are_those_of_the_official_commands_by_hand(command: Command, tmp
         (hand / "score" / "data_multi_turn.csv").open() as theirs,
     ):
         assert list(csv.reader(ours)) == list(csv.reader(theirs))
+
+
+@needs_bfcl
+@pytest.mark.slow
+def test_served_model_is_asked_and_judged_and_the_table_is_that_of_the_official_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("torch", "fastapi", "uvicorn", "accelerate"):
+        pytest.importorskip(name)
+    ids = {"multi_turn_base": ["multi_turn_base_0"], "multi_turn_miss_func": ["multi_turn_miss_func_2"]}
+    model, out, asked, scores = (tmp_path / name for name in ("chance", "out", "ids.json", "scores.json"))
+    save_chance_model(model)
+    asked.write_text(json.dumps(ids))
+    arguments = ("--model", str(model), "--ids", str(asked), "--output", str(out), "--threads", "1")
+    code = main(["eval", "bfcl", *arguments, "--bfcl-python", str(PYTHON), "--json", str(scores)])
+    errors = capsys.readouterr().err
+    log = (out / "logs" / "server.log").read_text()
+    assert code == 0, errors + log[-3000:]
+    categories = json.loads(scores.read_text())["categories"]
+    found = {name: (one["correct"], one["total"]) for name, one in categories.items()}
+    files = headers(out)
+    assert found == {
+        name: (
+            files[f"{PREFIX}_{name}_score.json"]["correct_count"],
+            files[f"{PREFIX}_{name}_score.json"]["total_count"],
+        )
+        for name in ids
+    }
+    assert found == dict.fromkeys(ids, (0, 1))  # it calls a tool that no task has
+    assert log.count("POST /v1/chat/completions") >= 4  # each task has several user turns
 
 
 @needs_bfcl
