@@ -524,7 +524,8 @@ def test_env_describes_the_installation_and_loads_only_backends() -> None:
     ]
     assert found["numpy"] == np.__version__
     assert found["core"]["available"] in (True, False)
-    assert all(op["active"] in op["available"] for op in found["backends"].values())
+    for op in found["backends"].values():  # those of tensors have none where torch is missing
+        assert op["active"] in op["available"] if op["available"] else op["active"] is None
     assert 1 <= found["threads"]["usable"] <= found["threads"]["processors"]
     assert found["sandbox"]["available"] is True
     assert found["sandbox"]["safe"] is (sys.platform == "linux")
