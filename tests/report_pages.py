@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,8 +63,15 @@ class Watched:
     def rollout(self, b: int) -> Any:
         """Go to rollout b of the page and wait until it is shown."""
         self.page.evaluate("b => { location.hash = linkTo({ r: keyOf(b), turn: '' }) }", b)
-        self.page.wait_for_function("b => view.b === b && view.detail !== null", arg=b)
+        self.until(f"view.b === {b} && view.detail !== null")
         return self.page
+
+    def until(self, expression: str) -> None:
+        """Wait until an expression is true. The driver's own wait needs `eval`, which the page forbids."""
+        end = time.monotonic() + 30
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < end, f"not so within 30 s: {expression}"
+            time.sleep(0.02)
 
 
 def write_report(folder: Path, *arguments: str) -> Path:

@@ -17,10 +17,10 @@ SAMPLE = str(files.sample_path())
 
 # Every text of the hostile rollout; what it would do in a page that reads it as markup, or in a template.
 HOSTILE = (
-    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'><!-- <svg onload=alert(3)>"
-    "<style>*{display:none}</style><a href='javascript:window.hacked=4'>x</a>{{7*7}} {% raw %} ${window.hacked = 5}"
-    ' ]]> &lt;b&gt; " onfocus="window.hacked=6" autofocus x=" \u202eevil\u202c zero\u200bwidth\ufeff \u2028 \u0007'
-    " \u0645\u0631\u062d\u0628\u0627 " + "W" * 300
+    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
+    "<!-- <svg onload=alert(3)><style>*{display:none}</style><a href='javascript:window.hacked=4'>x</a>"
+    '{{7*7}} {% raw %} ${window.hacked = 5} ]]> &lt;b&gt; " onfocus="window.hacked=6" autofocus x="'
+    " \u202eevil\u202c zero\u200bwidth\ufeff \u2028 \u0007 \u0645\u0631\u062d\u0628\u0627 " + "W" * 300
 )
 
 
@@ -39,29 +39,20 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     call = {"name": HOSTILE, "arguments": {HOSTILE: HOSTILE, "n": 1}}
-    raw = {
-        "id": "c",
-        "type": "function",
-        "function": {"name": HOSTILE, "arguments": json.dumps(call["arguments"])},
-    }
-    broken = {"id": "d", "type": "function", "function": {"name": HOSTILE, "arguments": HOSTILE}}
-    messages = [
-        {"role": "system", "content": HOSTILE},
-        {"role": "user", "content": HOSTILE},
-        {"role": "assistant", "content": HOSTILE, "tool_calls": [raw, broken]},
-        {"role": "tool", "tool_call_id": "c", "content": HOSTILE},
-        {"role": "assistant", "content": HOSTILE},
+    texts = (json.dumps(call["arguments"]), HOSTILE)  # arguments that are JSON, and that are none
+    calls = [
+        {"id": str(i), "type": "function", "function": {"name": HOSTILE, "arguments": text}}
+        for i, text in enumerate(texts)
     ]
-    row = {
-        "group": HOSTILE,
-        "kind": HOSTILE,
-        "messages": messages,
-        "gold_calls": [call],
-        "gold_answer": HOSTILE,
-    }
-    return write_report(
-        folder, str(write_rows(folder / "rows.jsonl", [row, row | {"messages": messages[:2]}]))
-    )
+    answer = {"role": "assistant", "content": HOSTILE}
+    prompt = [{"role": "system", "content": HOSTILE}, {"role": "user", "content": HOSTILE}]
+    result = {"role": "tool", "tool_call_id": "0", "content": HOSTILE}
+    row = {"group": HOSTILE, "kind": HOSTILE, "gold_calls": [call], "gold_answer": HOSTILE}
+    rows = [
+        row | {"messages": [*prompt, answer | {"tool_calls": calls}, result, answer]},
+        row | {"messages": [*prompt, answer]},
+    ]
+    return write_report(folder, str(write_rows(folder / "rows.jsonl", rows)))
 
 
 def near(texts: list[str]) -> Any:
@@ -160,10 +151,8 @@ def test_similarity_taken_apart_adds_up(browser: Any, sample: Path) -> None:
         'destination\tequal\t"Tern Island"\t"Tern Island"',
         'departure\tnot equal\t"morning"\t"evening"',
     ]
-    assert (
-        page.inner_text("#pair .formula")
-        == "(name 1 + parameter names 1.000 + equal values 2) / (2 + 3) = 0.800"
-    )
+    formula = "(name 1 + parameter names 1.000 + equal values 2) / (2 + 3) = 0.800"
+    assert page.inner_text("#pair .formula") == formula
     assert values(page, "#matrix td.assigned data") == ["0.8"]
     assert page.locator("#match .lines path").count() == 1
     page.close()
@@ -198,9 +187,8 @@ def test_filters_and_order_show_the_rows_that_score_says(browser: Any, sample: P
     page.locator("#list thead .col-return button").focus()
     page.keyboard.press("Enter")
     assert page.get_attribute("#list thead .col-return", "aria-sort") == "descending"
-    assert near(values(page, "#list tbody .col-return data")) == sorted(
-        (row["return"] for row in rows), reverse=True
-    )
+    returns = values(page, "#list tbody .col-return data")
+    assert near(returns) == sorted((row["return"] for row in rows), reverse=True)
     page.select_option("#sort", "gap desc")
     gaps = [float(value) for value in values(page, "#list tbody .col-gap data")]
     assert gaps == sorted(gaps, reverse=True)
@@ -249,7 +237,7 @@ def test_keys_step_through_rollouts_and_turns(browser: Any, sample: Path) -> Non
     focus = "document.activeElement.id"
 
     def shows(b: int) -> None:
-        page.wait_for_function("b => view.b === b && view.detail !== null", arg=b)
+        watched.until(f"view.b === {b} && view.detail !== null")
 
     page.keyboard.press("j")
     page.keyboard.press("ArrowDown")
@@ -310,10 +298,7 @@ def test_hostile_rollout_does_nothing_and_is_shown_as_text(browser: Any, hostile
     assert "zeroU+200Bwidth" in text
     assert text.replace("U+202E", "\u202e").startswith(HOSTILE[:150])
     assert page.locator("#list tbody th bdi").first.text_content() == text
-    assert page.evaluate("[...byId('filter-kind').options].map(one => one.textContent)") in (
-        ["all"],
-        ["all", text],
-    )
+    assert "U+202Eevil" in page.locator("#list tbody .col-kind").first.text_content()
     for b in (0, 1):
         watched.rollout(b)
         page.evaluate("document.querySelectorAll('details').forEach(one => (one.open = true))")
@@ -340,9 +325,8 @@ def test_five_thousand_rollouts_load_and_scroll(browser: Any, tmp_path: Path) ->
     watched = Watched(browser)
     start = time.perf_counter()
     page = watched.open(path)
-    print(
-        f"5,000 rollouts: {path.stat().st_size / 1e6:.1f} MB, shown after {time.perf_counter() - start:.2f} s"
-    )
+    seconds = time.perf_counter() - start
+    print(f"5,000 rollouts: {path.stat().st_size / 1e6:.1f} MB, shown after {seconds:.2f} s")
     assert page.inner_text("#count") == "5,000 rollouts"
     assert page.locator("#list tbody tr").count() < 200
     page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
@@ -350,7 +334,7 @@ def test_five_thousand_rollouts_load_and_scroll(browser: Any, tmp_path: Path) ->
     assert groups_shown(page)[-1] == rows[-1]["group"]
     assert page.get_attribute("#list tbody tr[data-place='4999']", "aria-rowindex") == "5001"
     page.evaluate("scrollTo(0, document.documentElement.scrollHeight / 2)")
-    page.wait_for_function("list.first > 2000 && list.end < 3000")
+    watched.until("list.first > 2000 && list.end < 3000")
     first = page.evaluate("list.first")
     assert groups_shown(page) == [row["group"] for row in rows][first : first + len(groups_shown(page))]
     watched.rollout(4321)
@@ -362,9 +346,8 @@ def test_five_thousand_rollouts_load_and_scroll(browser: Any, tmp_path: Path) ->
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
 def test_axe_finds_no_serious_fault(browser: Any, sample: Path, scheme: str, width: int) -> None:
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="needs axe-playwright-python"
-    ).Axe()
+    module = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs its package")
+    axe = module.Axe()
     watched = Watched(browser, width=width, scheme=scheme)
     page = watched.open(sample)
     faults = serious(axe.run(page), "list")

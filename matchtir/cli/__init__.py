@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from ..errors import MatchtirError
 from ..report import environment
-from . import env, evaluate, export, score, train, warmstart
+from . import env, evaluate, export, report, score, train, warmstart
 from .say import BROKEN_PIPE, DONE, FAILED, INTERRUPTED, PARTLY, say, words
 
 __all__ = ["BROKEN_PIPE", "DONE", "FAILED", "INTERRUPTED", "PARTLY", "main", "parser", "run"]
@@ -60,6 +60,6 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--version", action="version", version=f"matchtir {found}")
     commands = command.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for part in (train, score, evaluate, export, warmstart, env):
+    for part in (train, score, evaluate, report, export, warmstart, env):
         part.add_command(commands)
     return command

@@ -104,7 +104,7 @@ def _eval_files(args: argparse.Namespace) -> int:
     code = DONE
     for source in sources:
         try:
-            read = read_file(source, args, lambda row, trajectory: measure(trajectory))
+            read = read_file(source, args, lambda _, trajectory, __: measure(trajectory))
         except (OSError, ImportError, InputError) as error:
             say(f"error: {words(error)}")
             code = PARTLY

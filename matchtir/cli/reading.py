@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rich.console import Console
 
@@ -57,10 +57,12 @@ def refuse_input(output: str, target: Path, sources: list[str]) -> None:
             raise InputError(f"output {output!r} is the input {source!r}; expected another file")
 
 
-def read_file(source: str, args: argparse.Namespace, take: Callable[[int, Trajectory], T]) -> FileRead[T]:
+def read_file(
+    source: str, args: argparse.Namespace, take: Callable[[int, Trajectory, Mapping[str, Any]], T]
+) -> FileRead[T]:
     """Read a file and report its broken rows; `strict`, where a command has it, stops at the first.
 
-    `take` gets each row's index and rollout and returns what is kept of it. An InputError from it
+    `take` gets each row's index, rollout and fields, and returns what is kept of it. An InputError from it
     makes the row a broken one.
     """
     strict = getattr(args, "strict", False)
@@ -72,12 +74,13 @@ def read_file(source: str, args: argparse.Namespace, take: Callable[[int, Trajec
         source, format=args.format, text_format=args.text_format, repair=args.repair
     ) as opened:
         name = "sample" if source == str(files.sample_path()) else opened.name
-        say(f"{name}: {'recognised' if args.format is None else 'read'} as {opened.format}")
+        if not getattr(args, "quiet", False):
+            say(f"{name}: {'recognised' if args.format is None else 'read'} as {opened.format}")
         label = f"reading {os.path.basename(name)}"
         for row in terminal.track(opened, errors, label, lambda: opened.progress):
             if row.trajectory is not None:
                 try:
-                    items.append(take(row.row, row.trajectory))
+                    items.append(take(row.row, row.trajectory, row.fields))
                     rows.append(row.row)
                 except InputError as error:
                     broken[row.row] = InputError(f"{name}, row {row.row}: {error}")

@@ -163,7 +163,7 @@ def _read(
     """Read a file; texts are kept for the row `keep` only."""
     needs_results = config.reward == "ftrl"
 
-    def take(row: int, trajectory: Trajectory) -> Trajectory:
+    def take(row: int, trajectory: Trajectory, _: Any) -> Trajectory:
         if needs_results and trajectory.sub_answers is None:
             raise InputError("sub_answers is missing; the reward 'ftrl' needs it")
         return trajectory if row == keep else _slim(trajectory, needs_results)

@@ -6,7 +6,7 @@ import importlib.resources
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
@@ -36,11 +36,15 @@ class Row:
         None where the row is broken.
     error : RowError or None
         Where and why the row is broken: file, line (of JSON lines), row and reason.
+    fields : mapping
+        The row itself, in our schema, with the fields that a trajectory does not keep; empty where the row
+        is broken.
     """
 
     row: int
     trajectory: Trajectory | None
     error: RowError | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 def sample_path() -> Path:
@@ -112,15 +116,15 @@ class RolloutFile:
     def __iter__(self) -> Iterator[Row]:
         for row, where, value in self._rows:
             try:
-                trajectory = self._trajectory(value)
+                fields, trajectory = self._trajectory(value)
             except (MatchtirError, RecursionError) as error:
                 reason = str(error) or type(error).__name__
                 yield Row(row, None, RowError(f"{where}: {reason}"))
             else:
-                yield Row(row, trajectory)
+                yield Row(row, trajectory, fields=fields)
 
-    def _trajectory(self, value: Any) -> Trajectory:
-        """A trajectory from one decoded row; raises what is wrong with it."""
+    def _trajectory(self, value: Any) -> tuple[Mapping[str, Any], Trajectory]:
+        """One decoded row in our schema, and the trajectory in it; raises what is wrong with it."""
         if isinstance(value, MatchtirError):
             raise value
         if not isinstance(value, Mapping):
@@ -128,7 +132,8 @@ class RolloutFile:
         row = _from_tau_bench(value) if self._is_tau_bench else value
         if _is_task(row.get("messages")):
             raise RowError("messages holds no assistant turn: this is a task, not a rollout")
-        return trajectory_from_row(row, format=self._text_format, repair=self._repair, golds=self._golds)
+        formed = trajectory_from_row(row, format=self._text_format, repair=self._repair, golds=self._golds)
+        return row, formed
 
     def close(self) -> None:
         """Close the file."""

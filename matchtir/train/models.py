@@ -61,6 +61,38 @@ def load_model(name: str, policy: PolicyConfig, *, seed: int) -> tuple[Any, Any]
     return model.eval(), tokenizer
 
 
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model, without the model.
+
+    Parameters
+    ----------
+    name : str
+        Folder or name of Hugging Face, or ``"embedded"``.
+
+    Raises
+    ------
+    ImportError
+        If transformers is not installed.
+    InputError
+        If there is no tokenizer of that name.
+    """
+    with needs("a tokenizer needs the package transformers", TRAIN):
+        import transformers
+    if name == EMBEDDED:
+        from .embedded.policy import embedded_tokenizer
+
+        return embedded_tokenizer()
+    folder = Path(name).expanduser()
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            folder if folder.is_dir() else name, local_files_only=folder.is_dir() or not reachable(name)
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"tokenizer {name!r} cannot be read ({short(error)}); expected a folder or a name"
+        ) from error
+
+
 def apply_lora(model: Any, policy: PolicyConfig, *, seed: int, name: str) -> Any:
     """A PeftModel whose adapters alone are trained.
 

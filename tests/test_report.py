@@ -1,0 +1,366 @@
+"""The report: what its page holds against `matchtir score`, a run's folder, the page served, wrong input."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+import re
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from matchtir import CreditConfig, assign_credit
+from matchtir.cli import main
+from matchtir.files import read_rollouts, sample_path
+from matchtir.report.inspector.charts import Line, line_chart, stacked_chart
+from matchtir.report.inspector.rollouts import Shown, describe
+from matchtir.report.inspector.run import run_charts
+from matchtir.report.inspector.watch import PageServer
+from matchtir.types import ToolCall, Trajectory, Turn
+
+for needed in ("jinja2", "matplotlib"):
+    pytest.importorskip(needed)
+
+Json = dict[str, Any]
+
+
+def index_of(page: str) -> Json:
+    found = re.search(r'<script type="application/json" id="index">(.*?)</script>', page, re.S)
+    assert found is not None
+    index: Json = json.loads(found[1])
+    return index
+
+
+def details_of(page: str) -> list[Json]:
+    chunks = re.findall(r'<script type="text/plain" class="chunk">(.*?)</script>', page, re.S)
+    return [one for chunk in chunks for one in json.loads(gzip.decompress(base64.b64decode(chunk)))]
+
+
+def written(folder: Path, *arguments: str, code: int = 0) -> str:
+    assert main(["report", *arguments, "-o", str(folder / "page.html")]) == code
+    return (folder / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("options", [(), ("--matching", "sinkhorn"), ("--penalty", "0.3", "--gamma", "0.5")])
+def test_report_holds_the_numbers_of_score(tmp_path: Path, options: tuple[str, ...]) -> None:
+    page = written(tmp_path, "--sample", *options)
+    assert main(["score", "--sample", *options, "-o", str(tmp_path / "scores.jsonl")]) == 0
+    scores = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    rows, details = index_of(page)["rows"], details_of(page)
+    assert rows["row"] == [score["row"] for score in scores]
+    assert rows["malformed"] == [score["malformed"] for score in scores]
+    for detail, score in zip(details, scores, strict=True):
+        assert [call["match"] for call in detail["calls"]] == score["matches"]
+        for name, ours, theirs in (
+            ("reward", detail["calls"], score["call_rewards"]),
+            ("reward", detail["turns"], score["turn_rewards"]),
+            ("advantage", detail["turns"], score["turn_advantages"]),
+        ):
+            np.testing.assert_allclose([one[name] for one in ours], theirs, rtol=1e-5)
+        np.testing.assert_allclose(detail["trajectory_advantage"], score["trajectory_advantage"], rtol=1e-5)
+
+
+def test_parts_of_a_pair_add_up_to_its_similarity() -> None:
+    with read_rollouts(sample_path()) as rows:
+        shown = [Shown(row.trajectory, row.fields, row.row) for row in rows if row.trajectory is not None]
+    config = CreditConfig()
+    _, details = describe(shown, assign_credit([one.trajectory for one in shown], config), config)
+    parts = [part for detail in details for part in detail["parts"]]
+    assert len(parts) > 50
+    for part in parts:
+        equal = sum(value is True for value in part["values"].values())
+        whole = (1 + part["jaccard"] + equal) / (2 + len(part["values"]))
+        assert part["similarity"] == pytest.approx(whole, rel=1e-5)
+    values = [value for part in parts for value in part["values"].values()]
+    assert {True, False, None} == set(values)
+
+
+def test_values_are_equal_as_the_similarity_has_it() -> None:
+    gold = (ToolCall("f", {"a": 1, "b": True, "c": {"x": 1, "y": 2}, "d": "Bern", "e": 0}),)
+    call = ToolCall("f", {"a": 1.0, "b": 1, "c": {"y": 2, "x": 1}, "d": " bern"})
+    shown = [Shown(Trajectory((Turn((call,)),), gold, None))]
+    for match, same in (("exact", False), ("normalized", True)):
+        config = CreditConfig(value_match=match)  # type: ignore[arg-type]
+        _, (detail,) = describe(shown, assign_credit([shown[0].trajectory], config), config)
+        assert detail["parts"][0]["values"] == {"a": True, "b": False, "c": True, "d": same, "e": None}
+
+
+def test_plan_has_the_marginals_of_the_transport_and_pays_the_calls() -> None:
+    with read_rollouts(sample_path()) as rows:
+        shown = [Shown(row.trajectory, row.fields, row.row) for row in rows if row.trajectory is not None]
+    config = CreditConfig(matching="sinkhorn")
+    _, details = describe(shown, assign_credit([one.trajectory for one in shown], config), config)
+    for detail in details:
+        plan, scores = np.array(detail["plan"]), np.array(detail["similarity"])
+        if plan.size:
+            np.testing.assert_allclose(plan.sum(1), 1 / len(plan), rtol=1e-4)
+            rewards = [call["reward"] for call in detail["calls"]]
+            np.testing.assert_allclose((plan * scores).sum(1), rewards, rtol=1e-4, atol=1e-6)
+
+
+def test_messages_stand_before_the_turns_that_they_lead_to(tmp_path: Path) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "How high?"}]},
+        {"role": "assistant", "content": '<tool_call>{"name": "f", "arguments": {}}</tool_call>'},
+        {"role": "tool", "content": "104"},
+        {"role": "assistant", "content": "<answer>104</answer>"},
+        {"role": "user", "content": "Thanks."},
+    ]
+    row = {
+        "group": "g",
+        "messages": messages,
+        "gold_calls": [{"name": "f", "arguments": {}}],
+        "gold_answer": "104",
+        "format": "hermes",
+    }
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    page = written(tmp_path, str(tmp_path / "rows.jsonl"))
+    (detail,) = details_of(page)
+    said = [[(one["role"], one["content"]) for one in turn["before"]] for turn in detail["turns"]]
+    assert said == [[("system", "Be brief."), ("user", "How high?")], [("tool", "104")]]
+    assert detail["after"] == [{"role": "user", "content": "Thanks."}]
+    assert detail["calls"][0]["result"] == "104"
+    assert index_of(page)["rows"]["success"] == [1.0]
+
+
+def test_returns_stop_at_user_turns_where_the_horizon_says_so() -> None:
+    from matchtir.types import Round
+
+    turns = (Turn((ToolCall("f"),)), Turn(answer="x"), Turn((ToolCall("f"),)), Turn(answer="x"))
+    rounds = (Round(2, 1, "x"), Round(2, 1, "x"))
+    trajectory = Trajectory(turns, (ToolCall("f"), ToolCall("f")), rounds=rounds)
+    for horizon, first in (("dialogue", 1 + 0.5 + 0.25 + 0.125), ("user_turn", 1.5)):
+        config = CreditConfig(gamma=0.5, horizon=horizon)  # type: ignore[arg-type]
+        _, (detail,) = describe([Shown(trajectory)], assign_credit([trajectory], config), config)
+        assert detail["turns"][0]["return"] == first
+        assert [turn["user_turn"] for turn in detail["turns"]] == [0, 0, 1, 1]
+        assert detail["similarity"] == [[1.0, 0.0], [0.0, 1.0]]
+
+
+# A run's folder
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """What a run of two steps leaves, by hand: the sample in each step, with what it was rewarded."""
+    folder = tmp_path / "run"
+    (folder / "rollouts").mkdir(parents=True)
+    (folder / "evaluations").mkdir()
+    credit = {"penalty": 0.3, "gamma": 0.9}
+    settings = {"method": "matchtir-km", "steps": 2, "credit": credit, "seed": 0}
+    (folder / "config.json").write_text(json.dumps(settings))
+    lines = [json.loads(line) for line in sample_path().read_text().splitlines()]
+    for step in (1, 2):
+        rows = [json.dumps(line | {"step": step, "finish": "answer"}) for line in lines]
+        (folder / f"rollouts/step-{step:06d}.jsonl").write_text("\n".join(rows) + "\n")
+    metrics = [{"step": s, "reward": 1.0 * s, "solve_f1": 0.2 * s, "seconds/update": 1.0} for s in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in metrics))
+    for step, mean in ((0, 0.25), (2, 0.5)):
+        estimate = {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "tasks": 8}
+        row = {
+            "level": "overall",
+            "name": "all",
+            "tasks": 8,
+            "rollouts": 8,
+            "metrics": {"solve_f1": estimate},
+        }
+        path = folder / f"evaluations/step-{step:06d}.json"
+        path.write_text(json.dumps({"step": step, "confidence": 0.95, "rows": [row]}))
+    return folder
+
+
+def test_report_of_a_run_has_its_steps_its_settings_and_its_curves(run_folder: Path, tmp_path: Path) -> None:
+    page = written(tmp_path, str(run_folder))
+    index = index_of(page)
+    assert index["rows"]["step"] == [1] * 32 + [2] * 32
+    assert index["method"] == "matchtir-km"
+    assert main(["score", "--sample", "--penalty", "0.3", "-o", str(tmp_path / "scores.jsonl")]) == 0
+    scores = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    for detail, score in zip(details_of(page), scores + scores, strict=True):
+        advantages = [turn["advantage"] for turn in detail["turns"]]
+        np.testing.assert_allclose(advantages, score["turn_advantages"], rtol=1e-5)
+    for chart in ("reward", "solve-f1", "phases", "advantage", "wrong"):
+        assert f'id="chart-{chart}"' in page
+    text = html.unescape(re.sub(r"<[^>]+>", " ", page))
+    assert "50.0%" in text
+    assert "25.0% before" in text
+
+
+def test_unfinished_lines_of_a_live_run_are_passed_over(run_folder: Path, tmp_path: Path) -> None:
+    with (run_folder / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 3, "rew')
+    assert len(index_of(written(tmp_path, str(run_folder)))["rows"]["row"]) == 64
+
+
+def test_limit_keeps_the_first_and_the_last_step_and_says_so(run_folder: Path, tmp_path: Path) -> None:
+    for step in range(3, 10):
+        shutil.copy(run_folder / "rollouts/step-000001.jsonl", run_folder / f"rollouts/step-{step:06d}.jsonl")
+    page = written(tmp_path, str(run_folder), "--limit", "96")
+    assert len(index_of(page)["files"]) == 3
+    assert [name[-11:-6] for name in index_of(page)["files"]] == ["00001", "00005", "00009"]
+    assert "of 3 of 9 steps" in page
+
+
+def test_limit_of_a_file_cuts_no_group(tmp_path: Path) -> None:
+    page = written(tmp_path, "--sample", "--limit", "6")
+    assert index_of(page)["rows"]["group"] == ["ferry-capacity"] * 4
+    assert "only 4 of 32 rollouts are shown" in page
+
+
+def test_run_without_rollouts_has_its_curves(run_folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(run_folder / "rollouts")
+    page = written(tmp_path, str(run_folder))
+    assert index_of(page)["rows"]["row"] == []
+    assert 'id="chart-reward"' in page
+
+
+# Charts
+
+
+def test_chart_has_its_numbers_unique_ids_and_no_colour_of_its_own_ink() -> None:
+    charts = [
+        line_chart(name, "t", [Line("a", [1, 2, 3], [0.5, None, 0.25], [0.1] * 3, [0.9] * 3)], x="step")
+        for name in ("one", "two")
+    ]
+    assert charts[0].table["columns"] == ["step", "a", "a, low", "a, high"]
+    assert charts[0].table["rows"] == [[1, 0.5, 0.1, 0.9], [2, None, 0.1, 0.9], [3, 0.25, 0.1, 0.9]]
+    ids = [re.findall(r'\bid="([^"]+)"', chart.svg) for chart in charts]
+    assert len(set(ids[0])) == len(ids[0]) > 3
+    assert not set(ids[0]) & set(ids[1])
+    for reference in re.findall(r'(?:href="|url\()#([^")]+)', charts[0].svg):
+        assert reference in ids[0]
+    assert "currentColor" in charts[0].svg
+    assert "#010203" not in charts[0].svg
+    assert "<text" in charts[0].svg
+
+
+def test_chart_of_a_long_run_stays_small() -> None:
+    steps = list(range(20_000))
+    values = np.random.default_rng(0).random(20_000).tolist()
+    chart = line_chart("long", "t", [Line("a", steps, values, smooth=True)], x="step")
+    assert len(chart.svg) < 60_000
+    assert len(chart.table["rows"]) == 200
+    assert chart.table["rows"][-1][0] == 19_999
+
+
+def test_charts_of_nothing_are_left_out() -> None:
+    assert run_charts([], {}) == []
+    assert [chart.id for chart in run_charts([{"step": 1, "reward": 1.0, "solve_f1": None}], {})] == [
+        "reward"
+    ]
+    assert stacked_chart("s", "t", [1], {"a": [1.0]}, label="step").table["rows"] == [[1, 1]]
+
+
+# Wrong input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.jsonl"], "nowhere.jsonl"),
+        (["--sample", "--watch"], "--watch follows a run"),
+        (["."], "config.json is missing; expected the folder of a run"),
+        (["--sample", "--tokenizer", "./no-tokenizer"], "tokenizer './no-tokenizer' cannot be read"),
+        ([], "no file is given"),
+    ],
+)
+def test_wrong_input_is_named(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
+) -> None:
+    if "--tokenizer" in arguments:
+        pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_credit_are_refused_for_a_run(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(run_folder), "--gamma", "0.5"]) == 2
+    assert "the rollouts of a run have the run's own" in capsys.readouterr().err
+
+
+def test_broken_rows_are_named_on_the_page(tmp_path: Path) -> None:
+    lines = [*sample_path().read_text().splitlines()[:4], '{"group": "<b>x</b>"}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    page = written(tmp_path, str(tmp_path / "rows.jsonl"), code=1)
+    assert "line 5 (row 4)" in page
+    assert len(details_of(page)) == 4
+
+
+def test_no_text_of_a_rollout_can_end_the_element_that_holds_it(tmp_path: Path) -> None:
+    bad = "</script><script>alert(1)</script><!--\u2028&lt;{{ 7 * 7 }}"
+    row = {
+        "group": bad,
+        "kind": bad,
+        "turns": [{"calls": [{"name": bad, "arguments": {bad: bad}}], "text": bad}],
+    }
+    row |= {"gold_calls": [{"name": bad, "arguments": {bad: bad}}], "gold_answer": bad}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    page = written(tmp_path, str(tmp_path / "rows.jsonl"))
+    assert "alert(1)" not in page.replace("\\u003cscript\\u003ealert(1)", "")
+    assert index_of(page)["rows"]["group"] == [bad]
+    assert details_of(page)[0]["calls"][0]["arguments"] == {bad: bad}
+
+
+# Served
+
+
+@contextmanager
+def served(version: Any, page: Any) -> Iterator[PageServer]:
+    with PageServer("127.0.0.1", 0, version, page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def asked(url: str, **headers: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_served_page_is_made_anew_when_its_version_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("matchtir.report.inspector.watch._FRESH_SECONDS", 0.0)
+    state = {"version": "1", "made": 0}
+
+    def page() -> str:
+        state["made"] += 1
+        return f"page {state['version']}"
+
+    with served(lambda: str(state["version"]), page) as server:
+        assert asked(server.url) == (200, "page 1")
+        assert asked(server.url) == (200, "page 1")
+        assert state["made"] == 1
+        state["version"] = "2"
+        assert asked(server.url + "version") == (200, "2")
+        assert asked(server.url) == (200, "page 2")
+        assert state["made"] == 2
+
+
+def test_server_answers_to_its_own_name_and_paths_only() -> None:
+    with served(lambda: "1", lambda: "page") as server:
+        assert server.url.startswith("http://127.0.0.1:")
+        assert asked(server.url, Host="evil.example:80")[0] == 403
+        assert asked(server.url, Host="localhost:1")[0] == 200
+        assert asked(server.url + "../etc/passwd")[0] == 404
+        assert asked(server.url + "rollouts")[0] == 404
