@@ -16,7 +16,7 @@ verl := .venv-verl/bin/python -m pip install --quiet --disable-pip-version-check
 # The CMake that constraints.txt pins, not the system's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help train setup setup-bfcl score test test-verl lint bench clean
+.PHONY: help train setup setup-bfcl score test test-verl lint docs bench clean
 .NOTPARALLEL:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make test    set up, then ruff, mypy and all tests'
 	@echo 'make test-verl   set up verl in .venv-verl, then the tests of its adapter'
 	@echo 'make lint    set up, then ruff and mypy'
+	@echo 'make docs    set up, then the documentation, into site/'
 	@echo 'make bench   set up, then the benchmarks (BENCH="--only W1" for some)'
 	@echo 'make clean   remove .venv, and what was built or cached'
 
@@ -51,11 +52,14 @@ test: lint
 test-verl: .venv-verl/test
 	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests/verl
 
+docs: .venv/test
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
+
 bench: .venv/test
 	$(python) bench/run.py $(BENCH)
 
 clean:
-	rm -rf .venv .venv-bfcl .venv-verl build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis matchtir/_core.*.so
+	rm -rf .venv .venv-bfcl .venv-verl build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis matchtir/_core.*.so
 	find matchtir tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Three stamps, because what `make score` and `make train` need is installed in a fraction of the time of the rest.

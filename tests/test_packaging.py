@@ -99,7 +99,7 @@ def test_sdist_holds_every_source_file(sdist: Path, source: Path) -> None:
         held = {name.partition("/")[2] for name in archive.getnames()}
     expected = {
         *(f"csrc/{path.name}" for path in (source / "csrc").iterdir()),
-        *(f"docs/{path.name}" for path in (source / "docs").iterdir()),
+        *(path.relative_to(source).as_posix() for path in (source / "docs").rglob("*.*")),
         *(f"tests/{path.name}" for path in (source / "tests").iterdir()),
         *(str(path.relative_to(source)) for path in (source / "matchtir").rglob("*") if path.is_file()),
         *TOP,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 from report_pages import Watched, launched, scores, write_report, write_rows
 
-from matchtir import files
+from matchtir import CreditConfig, assign_credit, files
+from matchtir.report.inspector.page import Report, render
+from matchtir.report.inspector.rollouts import describe
+from matchtir.report.inspector.watch import PageServer
 
 SAMPLE = str(files.sample_path())
 
@@ -134,7 +138,7 @@ def assert_shows(page: Any, row: dict[str, Any]) -> None:
     assert near(values(page, f"{turn} .call-lines data")) == row["call_rewards"]
     assert near(values(page, "#match .card[data-call] .card-foot data")) == row["call_rewards"]
     fates = page.locator("#match .card[data-call] .fate").all_inner_texts()
-    matches = [int(text.split()[-1]) - 1 if text.startswith("→") else -1 for text in fates]
+    matches = [int(text.split()[-1]) if text.startswith("→") else -1 for text in fates]
     assert matches == [-1 if match is None else match for match in row["matches"]]
     assert sum(text.startswith("malformed") for text in fates) == row["malformed"]
     here = values(page, "#siblings .here .strip data")
@@ -255,7 +259,7 @@ def test_keys_step_through_rollouts_and_turns(browser: Any, sample: Path) -> Non
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     assert page.evaluate(focus) == "turn-2"
-    assert page.locator(".turn[aria-current='true'] h4").inner_text().startswith("Turn 2")
+    assert page.locator(".turn[aria-current='true'] h4").inner_text().startswith("Turn 1")
     page.keyboard.press("ArrowLeft")
     assert page.evaluate(focus) == "turn-1"
     page.keyboard.press("s")
@@ -285,7 +289,7 @@ def test_arrow_keys_go_through_the_matrix(browser: Any, sample: Path) -> None:
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.dataset.cell") == "1 1"
-    assert page.inner_text("#pair h4").startswith("call 2 and gold 2")
+    assert page.inner_text("#pair h4").startswith("call 1 and gold 1")
     assert page.evaluate("view.b") == b
     page.close()
 
@@ -419,4 +423,86 @@ def test_theme_button_overrides_the_system(browser: Any, sample: Path) -> None:
     assert page.inner_text("#theme") == "theme: light"
     page.click("#theme")
     assert page.evaluate(colour) == dark
+    page.close()
+
+
+def test_live_page_follows_its_run_and_says_when_the_server_is_gone(
+    browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("matchtir.report.inspector.watch._FRESH_SECONDS", 0.0)
+    state = {"steps": "1"}
+
+    def page_now() -> str:
+        columns, details = describe([], assign_credit([]), CreditConfig())
+        report = Report("run", columns, details, [], facts=[("steps", state["steps"], "")])
+        return render(report, version="1", live=True)
+
+    server = PageServer("127.0.0.1", 0, lambda: state["steps"], page_now)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    watched = Watched(browser)
+    page = watched.page
+    try:
+        page.goto(f"{server.url}#sort=return&dir=desc")
+        watched.until("byId('live').textContent === 'live'")
+        assert page.inner_text("#count") == "0 rollouts"
+        state["steps"] = "2"
+        page.wait_for_selector(".facts dd:text-is('2')")
+        assert page.evaluate("location.hash") == "#sort=return&dir=desc"
+        assert {url.split("#")[0] for url in watched.requests} == {server.url, f"{server.url}version"}
+        assert watched.complaints == []
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    watched.until("byId('live').textContent.startsWith('no longer live')")
+    page.close()
+
+
+def test_tokens_take_the_place_of_the_texts_on_demand(browser: Any, tmp_path: Path, sample: Path) -> None:
+    pytest.importorskip("tokenizers", reason="needs tokenizers")
+    tokenizer = str(Path(SAMPLE).parent / "embedded")
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, "--sample", "--tokenizer", tokenizer))
+    watched.rollout(0)
+    before = page.locator("#conversation .turn .text").all_text_contents()
+    page.keyboard.press("t")
+    after = page.locator("#conversation .turn .tokens").all_text_contents()
+    assert [text.replace("↵", "") for text in after] == before
+    assert page.locator("#conversation .turn .token").count() == page.evaluate(
+        "view.detail.turns.reduce((sum, turn) => sum + turn.tokens.length, 0)"
+    )
+    page.keyboard.press("t")
+    assert page.locator("#conversation .token").count() == 0
+    assert page.locator("#conversation .turn .text").all_text_contents() == before
+    watched.open(sample)
+    watched.rollout(0)
+    assert page.locator("#tokens").count() == 0
+    page.close()
+
+
+def test_user_turns_of_a_dialogue_are_told_apart(browser: Any, tmp_path: Path) -> None:
+    calls = [{"name": "book", "arguments": {"day": day}} for day in ("Monday", "Friday")]
+    made = [
+        {"id": "c", "type": "function", "function": call | {"arguments": json.dumps(call["arguments"])}}
+        for call in calls
+    ]
+    messages = [
+        {"role": "user", "content": "Monday"},
+        {"role": "assistant", "content": "", "tool_calls": made[:1]},
+        {"role": "tool", "tool_call_id": "c", "content": "ok"},
+        {"role": "assistant", "content": "Booked"},
+        {"role": "user", "content": "Friday too"},
+        {"role": "assistant", "content": "Done"},
+    ]
+    rounds = [{"gold_calls": [call], "gold_answer": "Booked"} for call in calls]
+    path = write_rows(tmp_path / "rows.jsonl", [{"group": "a", "messages": messages, "rounds": rounds}])
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, str(path)))
+    watched.rollout(0)
+    assert page.locator("#conversation .round").all_inner_texts() == ["User turn 0", "User turn 1"]
+    assert page.locator("#conversation .gold-answer .text").all_inner_texts() == ["Booked", "Booked"]
+    assert page.locator("#match .card[data-gold] .card-foot").all_inner_texts() == ["← call 0", "not met"]
+    page.click("#match [data-cell='0 1']")
+    assert "different user turns" in page.inner_text("#pair")
     page.close()

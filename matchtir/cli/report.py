@@ -180,7 +180,13 @@ def _run_report(
     title = f"{settings.get('method')}, {folder.name}"
     charts = [*run_charts(metrics, evaluations), *report.charts]
     return replace(
-        report, title=title, facts=facts, settings=flat, charts=charts, method=str(settings.get("method"))
+        report,
+        title=title,
+        files=[Path(name).relative_to(folder).as_posix() for name in report.files],
+        facts=facts,
+        settings=flat,
+        charts=charts,
+        method=str(settings.get("method")),
     ), code
 
 

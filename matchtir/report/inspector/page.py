@@ -105,7 +105,7 @@ def render(report: Report, *, version: str, live: bool = False) -> str:
         settings=report.settings,
         charts=[{**vars(chart), "svg": Markup(chart.svg)} for chart in report.charts],
         broken=report.broken,
-        index_json=Markup(_safe(json.dumps(index))),
+        index_json=Markup(_safe(json.dumps(index, allow_nan=False))),
         chunks=list(_chunks(report.details)),
         css=Markup(texts["page.css"]),
         js=Markup(js),
@@ -122,5 +122,7 @@ def _safe(text: str) -> str:
 
 def _chunks(details: Sequence[dict[str, Any]]) -> list[str]:
     """Details in pieces, as base64 of gzip of JSON."""
-    pieces = (json.dumps(details[k : k + CHUNK]).encode() for k in range(0, len(details), CHUNK))
+    pieces = (
+        json.dumps(details[k : k + CHUNK], allow_nan=False).encode() for k in range(0, len(details), CHUNK)
+    )
     return [base64.b64encode(gzip.compress(piece, 6, mtime=0)).decode() for piece in pieces]

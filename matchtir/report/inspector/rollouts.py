@@ -301,8 +301,8 @@ def _matrix(values: Array) -> list[list[float]]:
 
 
 def _plain(arguments: Mapping[str, Any]) -> Any:
-    """Arguments as JSON can hold them."""
-    return json.loads(json.dumps(dict(arguments), default=str))
+    """Arguments as JSON can hold them; what is no number there, NaN say, is text."""
+    return json.loads(json.dumps(dict(arguments), default=str), parse_constant=str)
 
 
 def _short(value: Any) -> float:

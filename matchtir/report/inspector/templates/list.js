@@ -43,7 +43,7 @@ const EXPLAINED = {
 
 function titleCell(b) {
   const href = linkTo({ r: keyOf(b), turn: "" });
-  const link = el("a", { href }, inline(rows.group[b]), ` #${rows.sample[b]}`);
+  const link = el("a", { href }, inline(rows.group[b]), " ", el("span", {}, `#${rows.sample[b]}`));
   return [link, inline(rows.prompt[b], { class: "prompt" })];
 }
 

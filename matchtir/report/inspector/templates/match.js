@@ -41,7 +41,7 @@ function matchBoard(detail) {
 }
 
 function callCard(detail, call, i) {
-  const where = `, turn ${call.turn + 1}${roundName(detail, detail.turns[call.turn].user_turn)}`;
+  const where = `, turn ${call.turn}${roundName(detail, detail.turns[call.turn].user_turn)}`;
   const card = el(
     "button",
     { ...CARD, "data-call": String(i), onclick: () => selectPair(i, null) },
@@ -72,7 +72,7 @@ function goldCard(detail, gold, j) {
 
 /** Where there are several user turns, which one it is. */
 function roundName(detail, round) {
-  return roundsOf(detail) > 1 ? `, user turn ${round + 1}` : "";
+  return roundsOf(detail) > 1 ? `, user turn ${round}` : "";
 }
 
 function argumentsOf(values) {

@@ -1,10 +1,10 @@
 // The similarity matrix as a heat map of numbers, with the assignment or the transport plan on it.
 
 function matrixOf(detail) {
-  const heads = detail.gold.map((gold, j) => el("th", { scope: "col" }, `g${j + 1} `, inline(gold.name)));
+  const heads = detail.gold.map((gold, j) => el("th", { scope: "col" }, `g${j} `, inline(gold.name)));
   const bodies = detail.calls.map((call, i) => {
     const cells = detail.gold.map((_, j) => cellOf(detail, i, j));
-    return el("tr", {}, el("th", { scope: "row" }, `c${i + 1} `, inline(call.name || "no name")), ...cells);
+    return el("tr", {}, el("th", { scope: "row" }, `c${i} `, inline(call.name || "no name")), ...cells);
   });
   const table = el(
     "table",

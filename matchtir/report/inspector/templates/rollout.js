@@ -3,8 +3,8 @@
 const view = { b: -1, detail: null, turn: 0, tokens: false };
 
 const roundsOf = (detail) => detail.gold_answers.length;
-const callName = (i) => `call ${i + 1}`;
-const goldName = (j) => `gold ${j + 1}`;
+const callName = (i) => `call ${i}`;
+const goldName = (j) => `gold ${j}`;
 
 /** Show rollout b; `focus` gives its title the focus. */
 async function showRollout(b, turn, focus) {

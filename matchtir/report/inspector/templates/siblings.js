@@ -61,8 +61,8 @@ function siblingRow(other, b) {
 function stripCell(turn, t, other) {
   const link = el(
     "a",
-    { href: linkTo({ r: keyOf(other), turn: String(t + 1) }), title: `turn ${t + 1}` },
-    el("span", { class: "hidden" }, `turn ${t + 1}: `),
+    { href: linkTo({ r: keyOf(other), turn: String(t + 1) }), title: `turn ${t}` },
+    el("span", { class: "hidden" }, `turn ${t}: `),
     advantage(turn.advantage, 1),
   );
   return tint(link, turn.advantage, fullTint);

@@ -8,7 +8,7 @@ function conversationSection(detail) {
   detail.turns.forEach((turn, t) => {
     const first = t === 0 || detail.turns[t - 1].user_turn !== turn.user_turn;
     const many = roundsOf(detail) > 1;
-    if (many && first) parts.push(el("h4", { class: "round" }, `User turn ${turn.user_turn + 1}`));
+    if (many && first) parts.push(el("h4", { class: "round" }, `User turn ${turn.user_turn}`));
     parts.push(...turn.before.map(messageOf), turnOf(detail, turn, t));
     const last = t === detail.turns.length - 1 || detail.turns[t + 1].user_turn !== turn.user_turn;
     if (last) parts.push(goldAnswerOf(detail, turn.user_turn));
@@ -59,7 +59,7 @@ function messageOf(message) {
 }
 
 function turnOf(detail, turn, t) {
-  const title = el("h4", { id: `turn-${t + 1}`, tabindex: "-1" }, `Turn ${t + 1} `);
+  const title = el("h4", { id: `turn-${t + 1}`, tabindex: "-1" }, `Turn ${t} `);
   title.append(el("span", { class: "hidden" }, "advantage "), advantage(turn.advantage));
   const figures = el(
     "dl",
