@@ -8,6 +8,10 @@ import html
 import json
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -21,6 +25,7 @@ import pytest
 
 from matchtir import CreditConfig, assign_credit
 from matchtir.cli import main
+from matchtir.errors import InputError
 from matchtir.files import read_rollouts, sample_path
 from matchtir.report.inspector.charts import Line, line_chart, stacked_chart
 from matchtir.report.inspector.rollouts import Shown, describe
@@ -205,6 +210,24 @@ def test_report_of_a_run_has_its_steps_its_settings_and_its_curves(run_folder: P
     assert "25.0% before" in text
 
 
+def test_report_of_a_run_has_the_credit_that_was_trained_with(tmp_path: Path) -> None:
+    for needed in ("torch", "transformers", "deepspeed", "jsonargparse"):
+        pytest.importorskip(needed)
+    import train_runs
+
+    folder = tmp_path / "run"
+    train_runs.run(folder, steps=1, data__eval_limit=0)
+    (file,) = (folder / "rollouts").iterdir()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    details = details_of(written(tmp_path, str(folder)))
+    for detail, row in zip(details, rows, strict=True):
+        assert [call["match"] for call in detail["calls"]] == row["matches"]
+        for name in ("reward", "advantage"):
+            ours = [turn[name] for turn in detail["turns"]]
+            np.testing.assert_allclose(ours, row[f"turn_{name}s"], rtol=1e-5, atol=1e-6)
+    assert np.ptp([row["return"] for row in rows]) > 0
+
+
 def test_unfinished_lines_of_a_live_run_are_passed_over(run_folder: Path, tmp_path: Path) -> None:
     with (run_folder / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 3, "rew')
@@ -281,6 +304,9 @@ def test_charts_of_nothing_are_left_out() -> None:
         (["."], "config.json is missing; expected the folder of a run"),
         (["--sample", "--tokenizer", "./no-tokenizer"], "tokenizer './no-tokenizer' cannot be read"),
         ([], "no file is given"),
+        (["--sample", "-o", "nowhere/page.html"], "output 'nowhere/page.html': there is no folder"),
+        (["--sample", "-o", "."], "output '.' is a folder"),
+        (["--sample", "--limit", "0"], "'0' is not 1 or more"),
     ],
 )
 def test_wrong_input_is_named(
@@ -370,5 +396,68 @@ def test_server_answers_to_its_own_name_and_paths_only() -> None:
         assert server.url.startswith("http://127.0.0.1:")
         assert asked(server.url, Host="evil.example:80")[0] == 403
         assert asked(server.url, Host="localhost:1")[0] == 200
+        assert asked(server.url, Host="127.0.0.1")[0] == 200
+        assert asked(server.url, Host="127.0.0.1.evil.example")[0] == 403
         assert asked(server.url + "../etc/passwd")[0] == 404
         assert asked(server.url + "rollouts")[0] == 404
+
+
+def test_server_changes_nothing_when_posted_to() -> None:
+    with served(lambda: "1", lambda: "page") as server:
+        request = urllib.request.Request(server.url, data=b"x")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=10)
+        assert refused.value.code == 501
+
+
+def test_server_outlives_files_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("matchtir.report.inspector.watch._FRESH_SECONDS", 0.0)
+    broken = [True]
+
+    def page() -> str:
+        if broken:
+            raise InputError("metrics.jsonl, line 2 is no step of a run")
+        return "page"
+
+    with served(lambda: "1", page) as server:
+        assert asked(server.url) == (500, "metrics.jsonl, line 2 is no step of a run\n")
+        broken.clear()
+        assert asked(server.url) == (200, "page")
+
+
+def test_address_that_is_taken_or_none_is_named() -> None:
+    with served(lambda: "1", lambda: "page") as server:
+        port = server.server_address[1]
+        with pytest.raises(InputError, match=rf"host '127.0.0.1', port {port}: "):
+            PageServer("127.0.0.1", port, lambda: "1", lambda: "page")
+    with pytest.raises(InputError, match="port 99999: "):
+        PageServer("127.0.0.1", 99_999, lambda: "1", lambda: "page")
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+def test_server_listens_on_the_loopback_of_ipv6() -> None:
+    try:
+        server = PageServer("::1", 0, lambda: "1", lambda: "page")
+    except InputError as error:
+        pytest.skip(str(error))
+    with server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert server.loopback
+        assert server.url.startswith("http://[::1]:")
+        assert asked(server.url) == (200, "page")
+        server.shutdown()
+
+
+def test_watched_run_is_served_until_it_is_interrupted(run_folder: Path) -> None:
+    command = [sys.executable, "-m", "matchtir", "report", str(run_folder), "--watch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        url = running.stdout.readline().strip()
+        status, page = asked(url)
+        assert status == 200
+        index = index_of(page)
+        assert index["live"]
+        assert index["rows"]["step"] == [1] * 32 + [2] * 32
+        assert asked(url + "version") == (200, index["version"])
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=30) == 130

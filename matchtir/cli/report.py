@@ -99,7 +99,7 @@ def _report(args: argparse.Namespace) -> int:
         )
     if folders:
         return _of_run(Path(folders[0]), args, config, tokens)
-    output = Path(args.output or "report.html")
+    output = _output(args.output or "report.html")
     refuse_input(str(output), output, sources)
     report, code = _of_files(sources, args, config, tokens)
     if report is None:
@@ -116,28 +116,23 @@ def _of_run(folder: Path, args: argparse.Namespace, config: CreditConfig, tokens
     if not isinstance(settings.get("credit"), dict):
         raise InputError(f"{folder / CONFIG} has no credit; expected the folder of a run")
 
-    def page(live: bool = False) -> tuple[Report, int]:
-        return _run_report(folder, settings, args, tokens)
+    def live_page() -> str:
+        state = _version(folder)  # before anything is read, so that no later change is missed
+        report, _ = _run_report(folder, settings, args, tokens)
+        return render(report, version=_own_version(), live=True, state=state)
 
     if not args.watch:
-        report, code = page()
-        _write(
-            Path(args.output or folder / "report.html"),
-            render(report, version=_own_version()),
-            len(report.details),
-        )
+        output = _output(args.output or folder / "report.html")
+        report, code = _run_report(folder, settings, args, tokens)
+        _write(output, render(report, version=_own_version()), len(report.details))
         return code
     if args.output is not None:
         raise InputError("-o and --watch are given; expected one of them")
-    server = PageServer(
-        args.host,
-        args.port,
-        lambda: _version(folder),
-        lambda: render(page()[0], version=_own_version(), live=True),
-    )
+    server = PageServer(args.host, args.port, lambda: _version(folder), live_page)
     if not server.loopback:
         say(f"warning: {args.host} can be reached from other machines, and whoever does reads the rollouts")
     with server:
+        server.content(False)  # what is missing is said now, not in the browser
         print(server.url, flush=True)
         server.serve_forever()
     return DONE
@@ -310,6 +305,16 @@ def _tokens(name: str) -> Callable[[str], list[str]]:
     return split
 
 
+def _output(name: str | Path) -> Path:
+    """Where the page goes, if it can."""
+    path = Path(name)
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"output {str(name)!r}: there is no folder {str(path.absolute().parent)!r}")
+    if path.is_dir():
+        raise InputError(f"output {str(name)!r} is a folder; expected the name of a page")
+    return path
+
+
 def _write(path: Path, text: str, rollouts: int) -> None:
     """Write the page, and say where."""
     with whole_file(path) as stream:
@@ -324,7 +329,6 @@ def _own_version() -> str:
 
 def _positive(text: str) -> int:
     """A whole number, 1 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
+    return int(text)

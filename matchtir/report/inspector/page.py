@@ -55,7 +55,7 @@ class Report:
     hard: bool = True
 
 
-def render(report: Report, *, version: str, live: bool = False) -> str:
+def render(report: Report, *, version: str, live: bool = False, state: str | None = None) -> str:
     """The page.
 
     Parameters
@@ -65,6 +65,8 @@ def render(report: Report, *, version: str, live: bool = False) -> str:
         Of matchtir.
     live : bool
         Whether the page asks its server for news.
+    state : str, optional
+        What the server says of its content, as long as it is this one.
 
     Returns
     -------
@@ -89,7 +91,7 @@ def render(report: Report, *, version: str, live: bool = False) -> str:
     )
     js = "\n".join(texts[name] for name in scripts)
     index: dict[str, Any] = {"live": live, "chunk": CHUNK, "method": report.method, "hard": report.hard}
-    index |= {"rows": report.columns, "files": report.files}
+    index |= {"rows": report.columns, "files": report.files, "version": state}
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(texts),
         autoescape=True,

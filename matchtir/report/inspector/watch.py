@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from ...errors import InputError
+
 _FRESH_SECONDS = 2.0
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+_PORT = re.compile(r":\d*$")
 
 
 class PageServer(ThreadingHTTPServer):
@@ -24,6 +30,11 @@ class PageServer(ThreadingHTTPServer):
     page : callable
         The page.
 
+    Raises
+    ------
+    InputError
+        If it cannot listen there.
+
     Notes
     -----
     On a loopback address only requests that name this machine in their ``Host`` are answered, so that no page
@@ -33,7 +44,13 @@ class PageServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, host: str, port: int, version: Callable[[], str], page: Callable[[], str]) -> None:
-        super().__init__((host, port), _Handler)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), _Handler)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"host {host!r}, port {port}: {reason}") from error
+        self.names = (*_LOOPBACK, f"[{host}]" if ":" in host else host)
         self.loopback = host.startswith("127.") or host in ("localhost", "::1")
         self._version, self._page = version, page
         self._lock = threading.Lock()
@@ -43,7 +60,8 @@ class PageServer(ThreadingHTTPServer):
     def url(self) -> str:
         """Address of the page."""
         host, port = self.server_address[:2]
-        return f"http://{host if isinstance(host, str) else host.decode()}:{port}/"
+        name = host if isinstance(host, str) else host.decode()
+        return f"http://{f'[{name}]' if ':' in name else name}:{port}/"
 
     def content(self, version_only: bool) -> bytes:
         """The page, or its version; looked at anew after two seconds."""
@@ -55,20 +73,29 @@ class PageServer(ThreadingHTTPServer):
                 self._looked = time.monotonic()
             return self._named.encode() if version_only else self._text
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that leaves in the middle of an answer is no fault."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer
 
     def do_GET(self) -> None:
-        name, _, _ = (self.headers.get("Host") or "").rpartition(":")
-        if self.server.loopback and name not in _LOOPBACK:
+        name = _PORT.sub("", self.headers.get("Host") or "")
+        if self.server.loopback and name not in self.server.names:
             self._answer(403, b"this address is not served under that name\n")
-        elif self.path == "/version":
-            self._answer(200, self.server.content(True))
-        elif self.path == "/":
-            self._answer(200, self.server.content(False), "text/html; charset=utf-8")
-        else:
+        elif self.path not in ("/", "/version"):
             self._answer(404, b"there is only / and /version\n")
+        else:
+            kind = "text/html" if self.path == "/" else "text/plain"
+            try:
+                content = self.server.content(self.path == "/version")
+            except (InputError, OSError) as error:  # of the run's files; they may be whole again later
+                self._answer(500, f"{error}\n".encode("utf-8", "replace"))
+            else:
+                self._answer(200, content, f"{kind}; charset=utf-8")
 
     def _answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)
