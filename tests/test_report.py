@@ -216,7 +216,7 @@ def test_report_of_a_run_has_the_credit_that_was_trained_with(tmp_path: Path) ->
     import train_runs
 
     folder = tmp_path / "run"
-    train_runs.run(folder, steps=1, data__eval_limit=0)
+    train_runs.run(folder, steps=1)
     (file,) = (folder / "rollouts").iterdir()
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     details = details_of(written(tmp_path, str(folder)))
@@ -274,6 +274,19 @@ def test_chart_has_its_numbers_unique_ids_and_no_colour_of_its_own_ink() -> None
     assert "currentColor" in charts[0].svg
     assert "#010203" not in charts[0].svg
     assert "<text" in charts[0].svg
+
+
+def test_interval_of_a_single_evaluation_is_drawn() -> None:
+    drawn = [
+        line_chart("one", "t", [Line("a", [1], [0.5], [low], [high])], x="step", share=True).svg
+        for low, high in ((0.1, 0.9), (0.5, 0.5))
+    ]
+    (bar,), (point,) = (
+        re.findall(r'<g id="one-LineCollection_1">.*?d="M \S+ (\S+) \nL \S+ (\S+) ', svg, re.S)
+        for svg in drawn
+    )
+    assert abs(float(bar[0]) - float(bar[1])) > 80
+    assert point[0] == point[1]
 
 
 def test_chart_of_a_long_run_stays_small() -> None:

@@ -49,7 +49,8 @@ examples:
   matchtir report runs/embedded --watch
   matchtir report rollouts.jsonl --matching sinkhorn --tokenizer Qwen/Qwen3-8B
 
-exit codes: 0 all rows shown; 1 some rows or files left out; 2 nothing written; 130 interrupted"""
+exit codes: 0 all rows shown, or as many as --limit allows; 1 some rows or files are broken;
+2 nothing written; 130 interrupted"""
 _LIMIT = 5000
 
 

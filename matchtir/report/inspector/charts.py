@@ -77,9 +77,10 @@ def line_chart(
         colour = _SERIES[k % len(_SERIES)]
         at, y = np.array(line.x, dtype=float), _numbers(line.y)
         if line.low is not None and line.high is not None:
-            axes.fill_between(
-                at, _numbers(line.low), _numbers(line.high), color=colour, alpha=0.2, linewidth=0
-            )
+            low, high = _numbers(line.low), _numbers(line.high)
+            axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
+            if len(at) == 1:  # of which a band shows nothing
+                axes.vlines(at, low, high, color=colour, linewidth=1.2)
         if line.smooth and len(at) > 10:
             window = max(3, len(at) // 12) | 1
             axes.plot(*_thin(at, y), color=colour, alpha=0.35, linewidth=0.8)
