@@ -6,6 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
+pytest.importorskip("transformers", reason='the update needs pip install "matchtir[train]"')
+pytest.importorskip("deepspeed", reason='the update needs pip install "matchtir[train]"')
+
 from hypothesis import given
 from hypothesis import strategies as st
 from update_worker import made_up

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-for _package in ("scipy", "ot", "lap"):
+for _package in ("scipy", "ot", "lap", "torch"):
     pytest.importorskip(_package, reason='the benchmark needs pip install "matchtir[bench]"')
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))

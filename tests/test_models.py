@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("torch", reason='models need pip install "matchtir[train]"')
+pytest.importorskip("transformers", reason='models need pip install "matchtir[train]"')
+
 import torch
 from chat_templates import chat_tokenizer
 from safetensors.torch import load_file, save_file

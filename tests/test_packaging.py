@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+import matchtir
 from matchtir import cli
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +114,24 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path, source: Path) -> 
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     package = {str(path.relative_to(source)) for path in (source / "matchtir").rglob("*") if path.is_file()}
     assert held == {*package, "matchtir/_core" + sysconfig.get_config_var("EXT_SUFFIX")}
+
+
+def test_metadata_of_sdist_and_wheel_is_valid(sdist: Path, wheel: Path) -> None:
+    metadata = pytest.importorskip("packaging.metadata")
+    with tarfile.open(sdist) as archive:
+        (name,) = [name for name in archive.getnames() if re.fullmatch(r"[^/]+/PKG-INFO", name)]
+        member = archive.extractfile(name)
+        assert member is not None
+        of_sdist = member.read()
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        of_wheel = archive.read(name)
+    for found in (of_sdist, of_wheel):
+        read = metadata.Metadata.from_email(found, validate=True)  # raises for every field that is not valid
+        assert (read.name, str(read.version)) == ("matchtir", matchtir.__version__)
+        assert read.description_content_type == "text/markdown"
+        assert read.description.startswith("# matchtir")
+        assert read.license_expression == "Apache-2.0"
 
 
 def test_wheel_from_the_sdist_scores_the_sample(wheel: Path, tmp_path: Path) -> None:
@@ -230,18 +249,6 @@ def blocks(language: str) -> list[str]:
     """The README's code blocks of a language."""
     text = (ROOT / "README.md").read_text()
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.parametrize("document", ["README.md", "docs/loss.md", "docs/sandbox.md"])
-def test_example_prints_what_it_shows(document: str) -> None:
-    text = (ROOT / document).read_text()
-    ((code, shown),) = re.findall(
-        r"^```python\n(.*?)^```\n```text\n(.*?)^```$", text, re.DOTALL | re.MULTILINE
-    )
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, document, "exec"), {"__name__": "example"})
-    assert printed.getvalue() == shown
 
 
 @pytest.mark.parametrize(

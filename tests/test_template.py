@@ -6,6 +6,9 @@ import itertools
 from typing import Any
 
 import pytest
+
+pytest.importorskip("transformers", reason='tokenizers need pip install "matchtir[train]"')
+
 from chat_templates import CHATML, LLAMA, QWEN2, chat_tokenizer
 
 from matchtir.errors import ConfigError, InputError

@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("transformers", reason='the engine needs pip install "matchtir[train]"')
+pytest.importorskip("deepspeed", reason='the engine needs pip install "matchtir[train]"')
+
 import torch
 from update_worker import made_up, settings, tiny_model, train, two_rollouts, with_adapters, zero
 

@@ -7,6 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
+pytest.importorskip("transformers", reason='the update needs pip install "matchtir[train]"')
+pytest.importorskip("deepspeed", reason='the update needs pip install "matchtir[train]"')
+
 import torch
 from update_worker import made_up, settings, spoilt, tiny_model, train, with_adapters, zero
 
