@@ -1,7 +1,8 @@
 """The documentation: blocks run and print what they show, names and links lead somewhere, the site builds.
 
 ``python tests/test_docs.py docs/tutorial.md`` runs the blocks of one page in the current folder: Python in
-one namespace, shell commands between. A block of language ``text`` right after one is what it prints.
+one namespace, shell commands between. A block of language ``text`` right after one is what it prints. Blocks
+marked ``run with stand-ins`` find those of docs_stand_ins.py.
 """
 
 from __future__ import annotations
@@ -28,19 +29,25 @@ if not (ROOT / "docs").is_dir():
     pytest.skip("the tests do not stand in a checkout", allow_module_level=True)
 
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
-MARK = re.compile(r"<!-- not run: (.+?) -->\s*$")
+MARK = re.compile(r"<!-- (not run|run with stand-ins|run by (tests/\S+\.py)): (.+?) -->\s*$")
+STAND_INS = "run with stand-ins"
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its page, line, language and text, why it is not run, and what it is said to print."""
+    """A fenced block: its page, line, language and text, its mark, and what it is said to print."""
 
     page: str
     line: int
     language: str
     text: str
+    mark: str | None  # "not run", "run with stand-ins", or the test that runs it
     reason: str | None
     shown: str | None = None
+
+    @property
+    def runs_here(self) -> bool:
+        return self.language in ("python", "sh") and self.mark in (None, STAND_INS)
 
 
 def blocks_of(path: Path) -> list[Block]:
@@ -58,16 +65,18 @@ def blocks_of(path: Path) -> list[Block]:
         language = lines[begin].strip().strip("`")
         if language == "text" and not between and found and found[-1].language in ("python", "sh"):
             found[-1] = Block(**{**vars(found[-1]), "shown": text})
-        found.append(Block(page, begin + 1, language, text, mark[1] if mark else None))
+        found.append(
+            Block(page, begin + 1, language, text, *((mark[2] or mark[1], mark[3]) if mark else (None, None)))
+        )
         end = after + 1
     return found
 
 
-def printed_by(block: Block, names: dict[str, Any]) -> str:
+def printed_by(block: Block, names: dict[str, Any], env: dict[str, str] | None = None) -> str:
     """Run a block; what it prints. An error of it, and an example that prints something else, is raised."""
     if block.language == "sh":
         command = ["bash", "-e", "-o", "pipefail", "-c", block.text]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
         return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
     printed = io.StringIO()
     if ">>>" not in block.text:
@@ -86,17 +95,22 @@ def printed_by(block: Block, names: dict[str, Any]) -> str:
 def run_page(path: Path) -> int:
     """Run the blocks of a page in order; how many were run."""
     names: dict[str, Any] = {"__name__": "example"}
-    ran = 0
-    for block in blocks_of(path):
-        if block.language not in ("python", "sh") or block.reason is not None:
-            continue
-        printed = printed_by(block, names)
-        if block.shown is not None and printed != block.shown:
-            raise AssertionError(
-                f"{block.page}, line {block.line}, shows\n{block.shown}and prints\n{printed}"
-            )
-        ran += 1
-    return ran
+    ran = [block for block in blocks_of(path) if block.runs_here]
+    with contextlib.ExitStack() as stack:
+        env = None
+        if helped := "".join(block.text for block in ran if block.mark == STAND_INS):
+            import docs_stand_ins
+
+            env = stack.enter_context(docs_stand_ins.stand_ins(Path.cwd(), helped))
+        for block in ran:
+            if block.mark == STAND_INS and block.language == "python":
+                names.update(docs_stand_ins.training_names())
+            printed = printed_by(block, names, env if block.mark == STAND_INS else None)
+            if block.shown is not None and printed != block.shown:
+                raise AssertionError(
+                    f"{block.page}, line {block.line}, shows\n{block.shown}and prints\n{printed}"
+                )
+    return len(ran)
 
 
 if __name__ == "__main__":
@@ -104,7 +118,7 @@ if __name__ == "__main__":
     sys.exit()
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-LEFT_OUT = [block for block in BLOCKS if block.reason is not None]
+LEFT_OUT = [block for block in BLOCKS if block.mark not in (None, STAND_INS)]
 
 
 def of(*languages: str) -> list[Block]:
@@ -130,11 +144,11 @@ def test_every_block_names_its_language() -> None:
     assert [(one.page, one.line, one.language) for one in BLOCKS if one.language not in known] == []
 
 
-@pytest.mark.parametrize("page", sorted({one.page for one in of("python", "sh") if one.reason is None}))
+@pytest.mark.parametrize("page", sorted({one.page for one in BLOCKS if one.runs_here}))
 def test_blocks_run_and_print_what_they_show(page: str, tmp_path: Path) -> None:
     done = in_a_process(ROOT / page, tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
-    expected = [one for one in of("python", "sh") if one.page == page and one.reason is None]
+    expected = [one for one in BLOCKS if one.page == page and one.runs_here]
     assert done.stdout.split()[-1:] == [str(len(expected))]
 
 
@@ -165,18 +179,22 @@ def test_blocks_share_names_and_folder(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
-def test_blocks_that_are_not_run_say_why() -> None:
-    print(f"{len(LEFT_OUT)} of {len(of('python', 'sh'))} blocks are not run:")
+def test_blocks_that_are_not_run_here_say_why() -> None:
+    print(f"{len(LEFT_OUT)} of {len(of('python', 'sh'))} blocks are not run here:")
     for one in LEFT_OUT:
-        print(f"  {one.page}, line {one.line}: {one.reason}")
+        print(f"  {one.page}, line {one.line}: {one.mark}, {one.reason}")
     marks = [
-        (page.relative_to(ROOT).as_posix(), line)
+        line
         for page in PAGES
         for line in page.read_text(encoding="utf-8").splitlines()
-        if "<!-- not run" in line
+        if re.match(r"\s*<!-- (not )?run", line)
     ]
-    assert len(marks) == len(LEFT_OUT), "a mark stands before no block"
-    assert {one.language for one in LEFT_OUT} <= {"python", "sh"}
+    marked = [one for one in BLOCKS if one.mark is not None]
+    assert len(marks) == len(marked), "a mark stands before no block"
+    assert {one.language for one in marked} <= {"python", "sh"}
+    for one in LEFT_OUT:
+        if one.mark != "not run":
+            assert Path(one.page).name in (ROOT / str(one.mark)).read_text(encoding="utf-8"), one
 
 
 @pytest.mark.parametrize("block", LEFT_OUT, ids=lambda one: f"{one.page}:{one.line}")

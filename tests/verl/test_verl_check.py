@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +15,7 @@ pytest.importorskip("verl.trainer", reason='verl needs pip install "matchtir[ver
 
 import pyarrow
 import verl_runs as runs
+from docs_stand_ins import write_task_file
 from omegaconf import OmegaConf
 from pyarrow import parquet
 from verl.trainer.ppo.reward import load_reward_manager
@@ -154,3 +159,34 @@ def test_command_says_what_is_wrong(monkeypatch, capsys):
     assert run_with("+algorithm.matchtir.methd=grpo") == 1
     assert "algorithm.matchtir has methd" in capsys.readouterr().err
     assert verl_check.main([]) == 2
+
+
+def test_commands_of_the_documentation_pass_the_check(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
+    marked = r"<!-- run by tests/verl/test_verl_check\.py: .*? -->\n```sh\n(.*?)```"
+    settings, check, option, data, recipe = re.findall(marked, text, re.S)
+    for name in ("FTRL_train", "FTRL_test"):
+        write_task_file(tmp_path / f"{name}.parquet")
+    written = run_in(tmp_path, data)
+    assert written.returncode == 0, written.stderr
+    assert [parquet.read_metadata(tmp_path / f"{name}.parquet").num_rows for name in ("train", "test")] == [
+        6,
+        6,
+    ]
+    for command in (settings, check, f"{recipe.rstrip()} {option.strip()}"):
+        command = command.replace("verl.trainer.main_ppo", "matchtir.integrations.verl_check")
+        done = run_in(tmp_path, command.replace(" ... ", " ").replace(" ...\n", "\n"))
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "matching='hungarian'" in done.stdout
+
+
+def run_in(folder, command):
+    """Run a command of a page in a folder, with this Python."""
+    python = f"{sys.executable} -m "
+    return subprocess.run(
+        ["bash", "-e", "-c", command.replace("python -m ", python)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
