@@ -20,6 +20,7 @@ import pytest
 from chance_model import save_chance_model
 from openai_server import OpenAIServer, Reply, Request
 
+import matchtir
 from matchtir.cli import main
 from matchtir.errors import InputError
 from matchtir.evals import Bootstrap
@@ -398,11 +399,14 @@ def test_unconfined_package_is_refused_with_what_does_not_hold(
     assert not (tmp_path / "out").exists()
 
 
-DRIVER = ROOT / "matchtir/evals/bfcl/driver"
+PACKAGE = Path(matchtir.__file__).parent
 
 
 def test_driver_imports_nothing_that_its_environment_lacks() -> None:
-    modules = "".join(f"import matchtir.evals.bfcl.driver.{path.stem}\n" for path in DRIVER.glob("[!_]*.py"))
+    modules = "".join(
+        f"import matchtir.evals.bfcl.driver.{path.stem}\n"
+        for path in (PACKAGE / "evals/bfcl/driver").glob("[!_]*.py")
+    )
     bare = os.path.realpath(sys.executable)
     listed = (
         "import sys; print(sorted({*(n.partition('.')[0] for n in sys.modules)} - sys.stdlib_module_names))"
@@ -847,8 +851,7 @@ start.make_packages(start.Path({matchtir!r}))
 
 def driven(python: str | Path, code: str) -> subprocess.CompletedProcess[str]:
     """Run code where the driver's modules can be imported, and nothing else of matchtir."""
-    folder = ROOT / "matchtir"
-    head = DRIVEN.format(driver=str(folder / "evals/bfcl/driver"), matchtir=str(folder))
+    head = DRIVEN.format(driver=str(PACKAGE / "evals/bfcl/driver"), matchtir=str(PACKAGE))
     return subprocess.run(
         [python, "-I", "-B", "-c", head + code], capture_output=True, text=True, check=False
     )

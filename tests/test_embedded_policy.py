@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import matchtir
 from matchtir import Trajectory, parse_turn
 from matchtir.errors import ConfigError, InputError, TrainingError
 from matchtir.evals import measure
@@ -38,7 +39,7 @@ TOKENIZER = embedded_tokenizer()
 TASKS = embedded_tasks(EmbeddedConfig(train_size=150))
 FAILING = embedded_tasks(EmbeddedConfig(train_size=40, error_rate=1.0))
 TALKS = [(task, demonstration(task, seed)) for seed, task in enumerate(TASKS + FAILING)]
-SHIPPED = Path(__file__).parents[1] / "matchtir" / "data" / "embedded"
+SHIPPED = Path(matchtir.__file__).parent / "data" / "embedded"
 TINY = (Stage("tiny", 8.0, 12, {"single_hop": 1.0}, tools=2, faultless=True, settles=True),)
 
 
