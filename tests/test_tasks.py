@@ -170,6 +170,7 @@ def only_task(path: Path, row: dict[str, Any]) -> Task:
 
 
 def test_ftrl_real_rows_are_all_read(ftrl_path: Path) -> None:
+    pytest.importorskip("pyarrow")
     found, rows = read(ftrl_path)
     tasks = tasks_of(rows)
     assert found.format == "ftrl"
@@ -200,6 +201,7 @@ def test_ftrl_real_rows_keep_what_the_columns_say(ftrl_path: Path) -> None:
 
 
 def test_ftrl_real_rows_round_trip_as_ours(ftrl_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
     tasks = tasks_of(read(ftrl_path)[1])
     assert write_tasks(tmp_path / "tasks.jsonl", tasks) == 200
     found, rows = read(tmp_path / "tasks.jsonl")
