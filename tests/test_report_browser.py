@@ -506,3 +506,36 @@ def test_user_turns_of_a_dialogue_are_told_apart(browser: Any, tmp_path: Path) -
     page.click("#match [data-cell='0 1']")
     assert "different user turns" in page.inner_text("#pair")
     page.close()
+
+
+def test_chosen_pair_stays_in_the_window_and_follows_the_turn(browser: Any, tmp_path: Path) -> None:
+    calls = [{"name": "look", "arguments": {"at": at}} for at in range(40)]
+    text = "<tool_call>{}</tool_call>"
+    row = {"group": "a", "turns": [text.format(json.dumps(call)) for call in calls], "gold_calls": calls}
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, str(write_rows(tmp_path / "rows.jsonl", [row]))))
+    watched.rollout(0)
+    inside = "(box => box.top >= 0 && box.bottom <= innerHeight)(byId('pair').getBoundingClientRect())"
+    page.click("#match [data-call='3']")
+    assert page.inner_text("#pair h4").startswith("call 3 and gold 3")
+    assert page.evaluate(inside)
+    for _ in range(6):
+        page.keyboard.press("ArrowRight")
+    assert page.inner_text("#pair h4").startswith("call 5 and gold 5")
+    assert page.evaluate(inside)
+    page.reload()  # at this turn
+    page.wait_for_selector("#conversation")
+    watched.until("view.turn === 6")
+    assert page.inner_text("#pair h4").startswith("call 5 and gold 5")
+    page.close()
+
+
+def test_cells_of_the_matrix_can_be_reached_when_nothing_is_matched(browser: Any, tmp_path: Path) -> None:
+    text = '<tool_call>{"name": "a", "arguments": {}}</tool_call>'
+    row = {"group": "a", "turns": [text], "gold_calls": [{"name": "b", "arguments": {}}]}
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, str(write_rows(tmp_path / "rows.jsonl", [row]))))
+    watched.rollout(0)
+    assert page.locator("#matrix [tabindex='0']").count() == 1
+    assert page.inner_text("#pair p") == "The names of the tools differ."
+    page.close()

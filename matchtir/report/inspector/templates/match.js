@@ -17,8 +17,6 @@ function matchSection(detail) {
   section.append(matchBoard(detail));
   if (detail.calls.length && detail.gold.length) section.append(matrixOf(detail));
   section.append(el("div", { id: "pair", "aria-live": "polite", hidden: true }));
-  const first = detail.calls.findIndex((call) => call.match !== null);
-  if (first >= 0) queueMicrotask(() => selectPair(first, detail.calls[first].match));
   return section;
 }
 

@@ -28,7 +28,7 @@ async function showRollout(b, turn, focus) {
     siblingsSection(b),
     el("div", { class: "columns" }, conversationSection(detail), matchSection(detail)),
   );
-  drawLines();
+  if (detail.calls.length) selectPair(Math.max(0, detail.calls.findIndex((call) => call.match !== null)), null);
   if (turn > 0) markTurn(turn);
 }
 

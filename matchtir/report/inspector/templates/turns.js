@@ -150,7 +150,7 @@ function drawTokens(section, turn) {
   return texts.replaceChildren(note, el("div", { class: "data text tokens" }, ...tokens));
 }
 
-/** Mark turn t (from 1), bring it into the window and give it the focus. */
+/** Mark turn t (from 1), choose its first call, bring it into the window and give it the focus. */
 function markTurn(turn) {
   const count = view.detail?.turns.length ?? 0;
   view.turn = Math.max(0, Math.min(count, turn));
@@ -160,6 +160,8 @@ function markTurn(turn) {
   });
   const title = view.turn ? byId(`turn-${view.turn}`) : null;
   if (!title) return;
+  const [first] = view.detail.turns[view.turn - 1].calls;
+  if (first !== undefined) selectPair(first, null);
   title.focus({ preventScroll: true });
   title.closest(".turn").scrollIntoView({ block: "start", behavior: "instant" });
 }
