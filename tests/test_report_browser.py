@@ -539,3 +539,27 @@ def test_cells_of_the_matrix_can_be_reached_when_nothing_is_matched(browser: Any
     assert page.locator("#matrix [tabindex='0']").count() == 1
     assert page.inner_text("#pair p") == "The names of the tools differ."
     page.close()
+
+
+def test_pair_that_is_not_matched_says_who_has_its_gold_call(browser: Any, sample: Path) -> None:
+    watched = Watched(browser)
+    page = watched.open(sample)
+    watched.rollout(2)
+    page.click("#match [data-call='0']")
+    assert page.inner_text("#pair h4") == (
+        "call 0 and gold 0: similarity 0.733, not matched: gold 0 has call 1"
+    )
+    page.click("#match [data-call='1']")
+    assert page.inner_text("#pair h4") == "call 1 and gold 0: similarity 1.000"
+    page.close()
+
+
+def test_values_of_a_pair_have_half_of_a_narrow_page(browser: Any, sample: Path) -> None:
+    watched = Watched(browser, width=360, height=740)
+    watched.open(sample)
+    page = watched.rollout(1)
+    widths = page.eval_on_selector_all(
+        "#pair tbody td:nth-child(n + 3)", "all => all.map(one => one.offsetWidth)"
+    )
+    assert min(widths) > 120
+    page.close()

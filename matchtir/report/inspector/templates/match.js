@@ -142,6 +142,7 @@ function pairOf(detail, i, j) {
   title.append(number(detail.similarity[i][j]));
   const part = detail.parts.find((one) => one.call === i && one.gold === j);
   if (!part) return [title, el("p", {}, whyNone(detail, call, gold))];
+  if (!detail.plan && call.match !== j) title.append(", not matched", takenBy(detail, i, j));
   const region = { class: "wide", role: "region", tabindex: "0", "aria-label": "Parameters of the pair" };
   return [title, formulaOf(part), el("div", region, pairTable(part, call, gold))];
 }
@@ -187,6 +188,15 @@ function pairLine(name, verdict, ours, theirs) {
 
 function valueOf(value) {
   return inline(json(value), { class: "value" });
+}
+
+/** Which partners a similar pair that was not matched has instead. */
+function takenBy(detail, i, j) {
+  const other = detail.calls.findIndex((call) => call.match === j);
+  const partners = [];
+  if (detail.calls[i].match !== null) partners.push(`${callName(i)} has ${goldName(detail.calls[i].match)}`);
+  if (other >= 0) partners.push(`${goldName(j)} has ${callName(other)}`);
+  return partners.length ? `: ${partners.join(", ")}` : "";
 }
 
 function whyNone(detail, call, gold) {
