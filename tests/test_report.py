@@ -153,6 +153,43 @@ def test_returns_stop_at_user_turns_where_the_horizon_says_so() -> None:
         assert detail["similarity"] == [[1.0, 0.0], [0.0, 1.0]]
 
 
+@pytest.mark.parametrize("options", [{}, {"gamma": 0.5, "normalize_std": False}])
+def test_group_mean_of_a_turn_is_what_its_return_is_compared_with(options: Json) -> None:
+    with read_rollouts(str(sample_path())) as opened:
+        trajectories = [row.trajectory for row in opened if row.trajectory is not None]
+    config = CreditConfig(**options)
+    shown = [Shown(one, {"step": k % 2}, row=k) for k, one in enumerate(trajectories)]
+    _, details = describe(shown, assign_credit(trajectories, config), config)
+    compared: dict[Any, list[Json]] = {}
+    for one, detail in zip(trajectories, details, strict=True):
+        for t, turn in enumerate(detail["turns"]):
+            compared.setdefault((one.group, t), []).append(turn)
+    assert {len(turns) for turns in compared.values()} >= {1, 4}
+    for turns in compared.values():
+        (mean,) = {turn["group_mean"] for turn in turns}
+        returns = np.array([turn["return"] for turn in turns])
+        if len(turns) == 1:
+            assert mean is None
+            mean = 0.0
+        spread = returns.std(ddof=1) + config.eps if len(turns) > 1 and config.normalize_std else 1.0
+        parts = [turn["turn_level_advantage"] for turn in turns]
+        np.testing.assert_allclose((returns - mean) / spread, parts, rtol=1e-3, atol=1e-4)
+
+
+def test_group_mean_is_left_out_where_it_is_not_compared_with() -> None:
+    trajectory = Trajectory((Turn((), answer="x"),), gold_answer="x")
+    for baseline in ("pooled", "leave_one_out"):
+        config = CreditConfig(baseline=baseline)
+        _, (detail,) = describe([Shown(trajectory)], assign_credit([trajectory], config), config)
+        assert "group_mean" not in detail["turns"][0]
+
+
+def test_rollouts_of_a_group_are_numbered_together_whatever_their_step(tmp_path: Path) -> None:
+    rows = [json.dumps({"group": "g", "step": step, "turns": ["x"], "gold_calls": []}) for step in (1, 2)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    assert index_of(written(tmp_path, str(tmp_path / "rows.jsonl")))["rows"]["sample"] == [0, 1]
+
+
 def test_numbers_that_json_has_not_make_a_call_malformed_and_leave_the_page_whole(tmp_path: Path) -> None:
     call = '{"name": "f", "arguments": {"x": NaN, "y": -Infinity}}'
     row = f'{{"group": "g", "turns": [{{"calls": [{call}]}}], "gold_calls": []}}'

@@ -563,3 +563,23 @@ def test_values_of_a_pair_have_half_of_a_narrow_page(browser: Any, sample: Path)
     )
     assert min(widths) > 120
     page.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "formula"),
+    [((), "= trajectory part + turn part"), (("--reward", "outcome"), "= trajectory part")],
+)
+def test_turns_say_what_their_advantage_is_made_of(
+    browser: Any, tmp_path: Path, options: tuple[str, ...], formula: str
+) -> None:
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, "--sample", *options))
+    watched.rollout(2)  # the only one of its group with a third turn
+    assert page.inner_text("#conversation .legend").splitlines()[0].strip() == f"advantage {formula}"
+    texts = page.locator(".turn-figures div:nth-child(3)").all_inner_texts()
+    assert [text.split() for text in texts[:2]] == [
+        ["group", "mean", digits]
+        for digits in page.evaluate("view.detail.turns.slice(0, 2).map(turn => turn.group_mean.toFixed(3))")
+    ]
+    assert "no other rollout has this turn" in texts[2]
+    page.close()

@@ -250,7 +250,7 @@ def _of_files(
         settings=[("credit", settings_of(config).removeprefix("settings: "))],
         charts=rollout_charts(columns, details),
         broken=broken,
-        hard=config.matching != "sinkhorn",
+        integration=config.resolved_integration,
     )
     return report, code
 
