@@ -139,6 +139,16 @@ def test_messages_stand_before_the_turns_that_they_lead_to(tmp_path: Path) -> No
     assert index_of(page)["rows"]["success"] == [1.0]
 
 
+def test_question_of_a_row_without_messages_is_its_prompt(tmp_path: Path) -> None:
+    row = {"group": "g", "turns": ["<answer>4</answer>"], "gold_calls": []}
+    rows = [row | {"question": "2 + 2?"}, row, row | {"question": None}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    page = written(tmp_path, str(tmp_path / "rows.jsonl"))
+    assert index_of(page)["rows"]["prompt"] == ["2 + 2?", "", ""]
+    before = [detail["turns"][0]["before"] for detail in details_of(page)]
+    assert before == [[{"role": "user", "content": "2 + 2?"}], [], []]
+
+
 def test_returns_stop_at_user_turns_where_the_horizon_says_so() -> None:
     from matchtir.types import Round
 

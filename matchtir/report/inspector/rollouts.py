@@ -139,7 +139,7 @@ def _detail(
 ) -> Json:
     """Everything about a rollout but what is computed for all at once."""
     trajectory = one.trajectory
-    before, after = _between(one.fields.get("messages"), len(trajectory.turns))
+    before, after = _between(_messages(one.fields), len(trajectory.turns))
     parts = split([trajectory])
     user_turns = [k for k, part in enumerate(parts) for _ in part.turns]
     matches, call_rewards = credit.matches[b].tolist(), credit.call_rewards[b].tolist()
@@ -205,6 +205,12 @@ def _returns(rewards: Sequence[float], gamma: float, user_turns: Sequence[int]) 
         total = rewards[t] + gamma * total
         found.append(total)
     return found[::-1]
+
+
+def _messages(fields: Mapping[str, Any]) -> Any:
+    """The messages of a row; of one without them the question, if it has one."""
+    question = fields.get("question")
+    return fields.get("messages") or ([{"role": "user", "content": question}] if question else [])
 
 
 def _between(messages: Any, turns: int) -> tuple[list[list[Json]], list[Json]]:
