@@ -287,7 +287,7 @@ def test_limit_keeps_the_first_and_the_last_step_and_says_so(run_folder: Path, t
     page = written(tmp_path, str(run_folder), "--limit", "96")
     assert len(index_of(page)["files"]) == 3
     assert index_of(page)["files"] == [f"rollouts/step-{step:06d}.jsonl" for step in (1, 5, 9)]
-    assert "of 3 of 9 steps" in page
+    assert "from 3 of 9 steps" in page
 
 
 def test_limit_of_a_file_cuts_no_group(tmp_path: Path) -> None:
@@ -301,6 +301,8 @@ def test_run_without_rollouts_has_its_curves(run_folder: Path, tmp_path: Path) -
     page = written(tmp_path, str(run_folder))
     assert index_of(page)["rows"]["row"] == []
     assert 'id="chart-reward"' in page
+    assert "There are no rollouts yet." in page
+    assert 'role="search" hidden' in page
 
 
 # Charts
@@ -391,11 +393,26 @@ def test_options_of_credit_are_refused_for_a_run(
     assert "the rollouts of a run have the run's own" in capsys.readouterr().err
 
 
+def test_files_are_named_without_the_folders_they_share(tmp_path: Path) -> None:
+    row = json.dumps({"group": "g", "turns": ["x"], "gold_calls": []})
+    paths = [tmp_path / name for name in ("a/one.jsonl", "b/one.jsonl")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(row + "\n")
+    page = written(tmp_path, *map(str, paths))
+    assert index_of(page)["files"] == ["a/one.jsonl", "b/one.jsonl"]
+    assert str(tmp_path) not in page
+    page = written(tmp_path, str(paths[0]))
+    assert index_of(page)["files"] == ["one.jsonl"]
+    assert "<title>one.jsonl ·" in page
+
+
 def test_broken_rows_are_named_on_the_page(tmp_path: Path) -> None:
     lines = [*sample_path().read_text().splitlines()[:4], '{"group": "<b>x</b>"}']
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
     page = written(tmp_path, str(tmp_path / "rows.jsonl"), code=1)
     assert "line 5 (row 4)" in page
+    assert "<summary>Left out</summary>" in page
     assert len(details_of(page)) == 4
 
 

@@ -411,6 +411,21 @@ def test_print_shows_the_whole_rollout(browser: Any, tmp_path: Path) -> None:
     page.close()
 
 
+def test_print_shows_the_list_beyond_the_window(browser: Any, tmp_path: Path) -> None:
+    rows = [{"group": f"g{k}", "turns": ["x"], "gold_calls": []} for k in range(1200)]
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, str(write_rows(tmp_path / "rows.jsonl", rows))))
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert groups_shown(page) == [row["group"] for row in rows[:1000]]
+    assert page.inner_text("#count") == "1,200 rollouts, the first 1,000 printed"
+    assert not page.is_visible("#list .padding")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.inner_text("#count") == "1,200 rollouts"
+    assert len(groups_shown(page)) < 100
+    page.close()
+
+
 def test_theme_button_overrides_the_system(browser: Any, sample: Path) -> None:
     watched = Watched(browser, scheme="dark")
     page = watched.open(sample)
