@@ -29,7 +29,7 @@ from matchtir.errors import InputError
 from matchtir.files import read_rollouts, sample_path
 from matchtir.report.inspector.charts import Line, line_chart, stacked_chart
 from matchtir.report.inspector.rollouts import Shown, describe
-from matchtir.report.inspector.run import run_charts
+from matchtir.report.inspector.run import rollout_charts, run_charts
 from matchtir.report.inspector.watch import PageServer
 from matchtir.types import ToolCall, Trajectory, Turn
 
@@ -345,6 +345,28 @@ def test_chart_of_a_long_run_stays_small() -> None:
     assert len(chart.svg) < 60_000
     assert len(chart.table["rows"]) == 200
     assert chart.table["rows"][-1][0] == 19_999
+
+
+def test_notes_of_charts_say_what_is_drawn() -> None:
+    metrics = [{"step": s, "reward": 1.0, "reward/a": 1.0, "silent_groups": 0.5} for s in range(20)]
+    pale = "pale: single steps"
+    assert {chart.id: chart.note for chart in run_charts(metrics, {})} == {
+        "reward": f"all rollouts, and by kind of task; {pale}",
+        "silent": f"every advantage is 0; {pale}",
+    }
+    assert [chart.note for chart in run_charts(metrics[:2], {})] == [
+        "all rollouts, and by kind of task",
+        "every advantage is 0",
+    ]
+    details = [{"turns": [{"advantage": 1.0}] * count} for count in (3, 1)]
+    (chart,) = rollout_charts({"step": [None, None]}, details)
+    assert chart.note.endswith("; 2 rollouts at first, 1 at the last turn")
+
+
+def test_shares_are_labelled_in_percent() -> None:
+    line = Line("a", [1, 2], [0.25, 0.5])
+    assert "100%" in line_chart("one", "t", [line], x="step", share=True).svg
+    assert "100%" not in line_chart("one", "t", [line], x="step").svg
 
 
 def test_charts_of_nothing_are_left_out() -> None:

@@ -13,6 +13,7 @@ import pytest
 from report_pages import Watched, launched, scores, write_report, write_rows
 
 from matchtir import CreditConfig, assign_credit, files
+from matchtir.report.inspector.charts import Line, line_chart
 from matchtir.report.inspector.page import Report, render
 from matchtir.report.inspector.rollouts import describe
 from matchtir.report.inspector.watch import PageServer
@@ -597,4 +598,19 @@ def test_turns_say_what_their_advantage_is_made_of(
         for digits in page.evaluate("view.detail.turns.slice(0, 2).map(turn => turn.group_mean.toFixed(3))")
     ]
     assert "no other rollout has this turn" in texts[2]
+    page.close()
+
+
+def test_charts_beside_each_other_stand_on_one_line(browser: Any, tmp_path: Path) -> None:
+    columns, details = describe([], assign_credit([]), CreditConfig())
+    charts = [line_chart(name, name, [Line("a", [1, 2], [0, 1])], x="x", note=name) for name in ("", "b")]
+    path = tmp_path / "page.html"
+    path.write_text(render(Report("run", columns, details, [], charts=charts), version="1"))
+    watched = Watched(browser)
+    page = watched.page
+    page.goto(path.as_uri())
+    tops = page.eval_on_selector_all(
+        "figure .chart", "all => all.map(one => one.getBoundingClientRect().top)"
+    )
+    assert tops[0] == tops[1]
     page.close()
