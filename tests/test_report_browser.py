@@ -512,12 +512,18 @@ def test_user_turns_of_a_dialogue_are_told_apart(browser: Any, tmp_path: Path) -
         {"role": "assistant", "content": "Done"},
     ]
     rounds = [{"gold_calls": [call], "gold_answer": "Booked"} for call in calls]
+    rounds.append({"gold_calls": [], "gold_answer": "Goodbye"})
     path = write_rows(tmp_path / "rows.jsonl", [{"group": "a", "messages": messages, "rounds": rounds}])
     watched = Watched(browser)
     page = watched.open(write_report(tmp_path, str(path)))
     watched.rollout(0)
-    assert page.locator("#conversation .round").all_inner_texts() == ["User turn 0", "User turn 1"]
-    assert page.locator("#conversation .gold-answer .text").all_inner_texts() == ["Booked", "Booked"]
+    assert page.locator("#conversation .round").all_inner_texts() == [
+        "User turn 0",
+        "User turn 1",
+        "User turn 2, not reached",
+    ]
+    answers = page.locator("#conversation .gold-answer .text").all_inner_texts()
+    assert answers == ["Booked", "Booked", "Goodbye"]
     assert page.locator("#match .card[data-gold] .card-foot").all_inner_texts() == ["← call 0", "not met"]
     page.click("#match [data-cell='0 1']")
     assert "different user turns" in page.inner_text("#pair")
@@ -613,4 +619,33 @@ def test_charts_beside_each_other_stand_on_one_line(browser: Any, tmp_path: Path
         "figure .chart", "all => all.map(one => one.getBoundingClientRect().top)"
     )
     assert tops[0] == tops[1]
+    page.close()
+
+
+def test_rollout_that_is_not_on_the_page_is_named(browser: Any, sample: Path) -> None:
+    watched = Watched(browser)
+    page = watched.open(sample)
+    assert not page.is_visible("#missing")
+    page.evaluate("location.hash = 'r=' + encodeURIComponent('<b>x</b>:7')")
+    page.wait_for_selector("#missing")
+    assert page.inner_text("#missing") == "Rollout <b>x</b>:7 is not on this page."
+    page.fill("#filter-q", "ferry")
+    page.locator("#list tbody a").first.click()
+    page.wait_for_selector("#conversation")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#list tbody tr[data-place]")
+    assert not page.is_visible("#missing")
+    page.close()
+
+
+def test_long_values_of_a_card_hide_no_other_parameter(browser: Any, tmp_path: Path) -> None:
+    call = {"name": "f", "arguments": {"text": "word " * 300, "other": 1}}
+    row = {"group": "a", "turns": [f"<tool_call>{json.dumps(call)}</tool_call>"], "gold_calls": [call]}
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, str(write_rows(tmp_path / "rows.jsonl", [row]))))
+    watched.rollout(0)
+    foot = page.locator("#match [data-call='0'] .card-foot").bounding_box()
+    last = page.locator("#match [data-call='0'] .argument").last.bounding_box()
+    assert last["y"] + last["height"] <= foot["y"] + 1
+    assert foot["y"] < 900
     page.close()

@@ -26,6 +26,8 @@ function show() {
 
 /** The list, where it was left; the row of the rollout that was left gets the focus. */
 function showOverview(state, before) {
+  byId("missing").hidden = !state.r;
+  byId("missing").firstElementChild.replaceChildren(shown(state.r));
   byId("overview").hidden = false;
   byId("rollout").hidden = true;
   byId("rollout").replaceChildren();

@@ -14,6 +14,11 @@ function conversationSection(detail) {
     if (last) parts.push(goldAnswerOf(detail, turn.user_turn));
   });
   parts.push(...detail.after.map(messageOf));
+  const reached = new Set(detail.turns.map((turn) => turn.user_turn));
+  detail.gold_answers.forEach((_, round) => {
+    if (roundsOf(detail) < 2 || reached.has(round)) return;
+    parts.push(el("h4", { class: "round" }, `User turn ${round}, not reached`), goldAnswerOf(detail, round));
+  });
   if (!detail.turns.length) parts.push(el("p", { class: "notice" }, "The rollout has no turn."));
   const count = el("small", {}, plural(detail.turns.length, "turn"));
   return el(
