@@ -139,6 +139,14 @@ def test_messages_stand_before_the_turns_that_they_lead_to(tmp_path: Path) -> No
     assert index_of(page)["rows"]["success"] == [1.0]
 
 
+def test_page_of_a_file_has_the_settings_of_its_credit(tmp_path: Path) -> None:
+    text = html.unescape(re.sub(r"<[^>]+>", " ", written(tmp_path, "--sample", "--gamma", "0.5")))
+    settings = text[text.index("Settings") :].split()
+    assert " ".join(settings[2:6]) == "the paper's, but gamma=0.5"
+    for name, value in (("gamma", "0.5"), ("penalty", "0.0"), ("baseline", "turn_index")):
+        assert settings[settings.index(f"credit.{name}") + 1] == value
+
+
 def test_question_of_a_row_without_messages_is_its_prompt(tmp_path: Path) -> None:
     row = {"group": "g", "turns": ["<answer>4</answer>"], "gold_calls": []}
     rows = [row | {"question": "2 + 2?"}, row, row | {"question": None}]

@@ -538,6 +538,8 @@ def test_chosen_pair_stays_in_the_window_and_follows_the_turn(browser: Any, tmp_
     page = watched.open(write_report(tmp_path, str(write_rows(tmp_path / "rows.jsonl", [row]))))
     watched.rollout(0)
     inside = "(box => box.top >= 0 && box.bottom <= innerHeight)(byId('pair').getBoundingClientRect())"
+    assert page.inner_text("#pair h4").startswith("call 0 and gold 0")
+    assert not page.evaluate(inside)
     page.click("#match [data-call='3']")
     assert page.inner_text("#pair h4").startswith("call 3 and gold 3")
     assert page.evaluate(inside)

@@ -6,7 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +248,10 @@ def _of_files(
         details=details,
         files=names,
         facts=_facts(summary),
-        settings=[("credit", settings_of(config).removeprefix("settings: "))],
+        settings=[
+            ("credit", settings_of(config).removeprefix("settings: ")),
+            *((f"credit.{name}", str(value)) for name, value in asdict(config).items()),
+        ],
         charts=rollout_charts(columns, details),
         broken=broken,
         integration=config.resolved_integration,

@@ -126,6 +126,7 @@ function selectPair(i, j, bringIntoView = false) {
   press(document.querySelectorAll("#match [data-gold]"), j);
   byId("pair").replaceChildren(...(i === null || j === null ? [] : pairOf(view.detail, i, j)));
   byId("pair").hidden = !byId("pair").hasChildNodes();
+  byId("pair").classList.add("docked");
   markCell();
   drawLines();
   if (bringIntoView) byId("pair").scrollIntoView({ block: "nearest", behavior: "instant" });

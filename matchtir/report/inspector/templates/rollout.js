@@ -28,7 +28,10 @@ async function showRollout(b, turn, focus) {
     siblingsSection(b),
     el("div", { class: "columns" }, conversationSection(detail), matchSection(detail)),
   );
-  if (detail.calls.length) selectPair(Math.max(0, detail.calls.findIndex((call) => call.match !== null)), null);
+  if (detail.calls.length) {
+    selectPair(Math.max(0, detail.calls.findIndex((call) => call.match !== null)), null);
+    byId("pair").classList.remove("docked"); // until somebody chooses, it covers no card
+  }
   if (turn > 0) markTurn(turn);
 }
 
