@@ -170,6 +170,8 @@ def test_transport_plan_is_a_layer_of_the_matrix(browser: Any, tmp_path: Path) -
     before = values(page, "#matrix data")
     page.click("[data-layer='plan']")
     assert [float(value) for value in values(page, "#matrix data")] == pytest.approx([0.5, 0.5])
+    paid = "plan 0.500 × similarity = 0.367 of the call's reward 0.367"
+    assert page.locator("#pair .formula").last.inner_text() == paid
     page.click("[data-layer='similarity']")
     assert values(page, "#matrix data") == before
     page.close()
@@ -561,7 +563,7 @@ def test_cells_of_the_matrix_can_be_reached_when_nothing_is_matched(browser: Any
     page = watched.open(write_report(tmp_path, str(write_rows(tmp_path / "rows.jsonl", [row]))))
     watched.rollout(0)
     assert page.locator("#matrix [tabindex='0']").count() == 1
-    assert page.inner_text("#pair p") == "The names of the tools differ."
+    assert page.inner_text("#pair p") == "No gold call has this name."
     page.close()
 
 

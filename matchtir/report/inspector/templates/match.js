@@ -145,7 +145,8 @@ function pairOf(detail, i, j) {
   if (!part) return [title, el("p", {}, whyNone(detail, call, gold))];
   if (!detail.plan && call.match !== j) title.append(", not matched", takenBy(detail, i, j));
   const region = { class: "wide", role: "region", tabindex: "0", "aria-label": "Parameters of the pair" };
-  return [title, formulaOf(part), el("div", region, pairTable(part, call, gold))];
+  const paid = detail.plan ? paidOf(detail, i, j) : null;
+  return [title, formulaOf(part), paid, el("div", region, pairTable(part, call, gold))].filter(Boolean);
 }
 
 /** The similarity with its numbers put in. */
@@ -160,6 +161,13 @@ function formulaOf(part) {
     ` + equal values ${equal}) / (2 + ${verdicts.length}) = `,
     number(part.similarity),
   );
+}
+
+/** What a pair adds to the call's reward by the transport plan. */
+function paidOf(detail, i, j) {
+  const [plan, similarity] = [detail.plan[i][j], detail.similarity[i][j]];
+  const reward = [" of the call's reward ", number(detail.calls[i].reward)];
+  return el("p", { class: "formula" }, "plan ", number(plan), " × similarity = ", number(plan * similarity), ...reward);
 }
 
 /** Names and values of the two calls, one parameter a line, and whether they are equal. */
@@ -204,5 +212,8 @@ function whyNone(detail, call, gold) {
   if (call.malformed) return "The call is malformed: it meets nothing.";
   const apart = detail.turns[call.turn].user_turn !== gold.user_turn;
   if (apart) return "They belong to different user turns and are not compared.";
+  if (roundsOf(detail) < 2 && detail.similarity[detail.calls.indexOf(call)].every((value) => value === 0)) {
+    return "No gold call has this name.";
+  }
   return "The names of the tools differ.";
 }
