@@ -467,6 +467,12 @@ def test_live_page_follows_its_run_and_says_when_the_server_is_gone(
         state["steps"] = "2"
         page.wait_for_selector(".facts dd:text-is('2')")
         assert page.evaluate("location.hash") == "#sort=return&dir=desc"
+        page.evaluate("document.querySelector('#overview').append(el('details', { open: true }))")
+        state["steps"] = "3"
+        page.wait_for_selector("#live button")
+        assert page.is_visible(".facts dd:text-is('2')")
+        page.click("#live button")
+        page.wait_for_selector(".facts dd:text-is('3')")
         assert {url.split("#")[0] for url in watched.requests} == {server.url, f"{server.url}version"}
         assert watched.complaints == []
     finally:
