@@ -177,6 +177,18 @@ def test_transport_plan_is_a_layer_of_the_matrix(browser: Any, tmp_path: Path) -
     page.close()
 
 
+def test_transport_that_pays_nothing_has_no_line(browser: Any, tmp_path: Path) -> None:
+    text = "".join(f'<tool_call>{{"name": "{name}", "arguments": {{}}}}</tool_call>' for name in "ab")
+    row = {"group": "a", "turns": [text], "gold_calls": [{"name": "a", "arguments": {}}]}
+    rows = str(write_rows(tmp_path / "rows.jsonl", [row]))
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, rows, "--matching", "sinkhorn"))
+    watched.rollout(0)
+    assert page.evaluate("view.detail.plan") == [[0.5], [0.5]]
+    assert page.locator("#match .lines path").count() == 1
+    page.close()
+
+
 def test_filters_and_order_show_the_rows_that_score_says(browser: Any, sample: Path, tmp_path: Path) -> None:
     rows = scores(tmp_path, "--sample")
     watched = Watched(browser, height=2400)

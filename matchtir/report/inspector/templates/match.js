@@ -80,13 +80,14 @@ function argumentsOf(values) {
   return el("span", { class: "arguments" }, ...lines);
 }
 
-/** What each call gave to each gold call, from 0 to 1: the assignment, or the transport plan's rows. */
+/** What each call gave to each gold call, from 0 to 1: the assignment, or the transport plan where it pays. */
 function joined(detail) {
-  const { plan, calls } = detail;
+  const { plan, calls, similarity } = detail;
   if (!plan) return calls.flatMap((call, i) => (call.match === null ? [] : [[i, call.match, 1]]));
   return plan.flatMap((row, i) => {
     const mass = row.reduce((sum, x) => sum + x, 0);
-    return row.map((x, j) => [i, j, mass ? x / mass : 0]).filter(([, , share]) => share >= MOVED_MASS);
+    const shares = row.map((x, j) => [i, j, mass ? x / mass : 0]);
+    return shares.filter(([, j, share]) => share >= MOVED_MASS && similarity[i][j] > 0);
   });
 }
 
