@@ -29,7 +29,7 @@ from matchtir.errors import InputError
 from matchtir.files import read_rollouts, sample_path
 from matchtir.report.inspector.charts import Line, line_chart, stacked_chart
 from matchtir.report.inspector.rollouts import Shown, describe
-from matchtir.report.inspector.run import run_charts
+from matchtir.report.inspector.run import rollout_charts, run_charts
 from matchtir.report.inspector.watch import PageServer
 from matchtir.types import ToolCall, Trajectory, Turn
 
@@ -139,6 +139,24 @@ def test_messages_stand_before_the_turns_that_they_lead_to(tmp_path: Path) -> No
     assert index_of(page)["rows"]["success"] == [1.0]
 
 
+def test_page_of_a_file_has_the_settings_of_its_credit(tmp_path: Path) -> None:
+    text = html.unescape(re.sub(r"<[^>]+>", " ", written(tmp_path, "--sample", "--gamma", "0.5")))
+    settings = text[text.index("Settings") :].split()
+    assert " ".join(settings[2:6]) == "the paper's, but gamma=0.5"
+    for name, value in (("gamma", "0.5"), ("penalty", "0.0"), ("baseline", "turn_index")):
+        assert settings[settings.index(f"credit.{name}") + 1] == value
+
+
+def test_question_of_a_row_without_messages_is_its_prompt(tmp_path: Path) -> None:
+    row = {"group": "g", "turns": ["<answer>4</answer>"], "gold_calls": []}
+    rows = [row | {"question": "2 + 2?"}, row, row | {"question": None}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    page = written(tmp_path, str(tmp_path / "rows.jsonl"))
+    assert index_of(page)["rows"]["prompt"] == ["2 + 2?", "", ""]
+    before = [detail["turns"][0]["before"] for detail in details_of(page)]
+    assert before == [[{"role": "user", "content": "2 + 2?"}], [], []]
+
+
 def test_returns_stop_at_user_turns_where_the_horizon_says_so() -> None:
     from matchtir.types import Round
 
@@ -151,6 +169,43 @@ def test_returns_stop_at_user_turns_where_the_horizon_says_so() -> None:
         assert detail["turns"][0]["return"] == first
         assert [turn["user_turn"] for turn in detail["turns"]] == [0, 0, 1, 1]
         assert detail["similarity"] == [[1.0, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize("options", [{}, {"gamma": 0.5, "normalize_std": False}])
+def test_group_mean_of_a_turn_is_what_its_return_is_compared_with(options: Json) -> None:
+    with read_rollouts(str(sample_path())) as opened:
+        trajectories = [row.trajectory for row in opened if row.trajectory is not None]
+    config = CreditConfig(**options)
+    shown = [Shown(one, {"step": k % 2}, row=k) for k, one in enumerate(trajectories)]
+    _, details = describe(shown, assign_credit(trajectories, config), config)
+    compared: dict[Any, list[Json]] = {}
+    for one, detail in zip(trajectories, details, strict=True):
+        for t, turn in enumerate(detail["turns"]):
+            compared.setdefault((one.group, t), []).append(turn)
+    assert {len(turns) for turns in compared.values()} >= {1, 4}
+    for turns in compared.values():
+        (mean,) = {turn["group_mean"] for turn in turns}
+        returns = np.array([turn["return"] for turn in turns])
+        if len(turns) == 1:
+            assert mean is None
+            mean = 0.0
+        spread = returns.std(ddof=1) + config.eps if len(turns) > 1 and config.normalize_std else 1.0
+        parts = [turn["turn_level_advantage"] for turn in turns]
+        np.testing.assert_allclose((returns - mean) / spread, parts, rtol=1e-3, atol=1e-4)
+
+
+def test_group_mean_is_left_out_where_it_is_not_compared_with() -> None:
+    trajectory = Trajectory((Turn((), answer="x"),), gold_answer="x")
+    for baseline in ("pooled", "leave_one_out"):
+        config = CreditConfig(baseline=baseline)
+        _, (detail,) = describe([Shown(trajectory)], assign_credit([trajectory], config), config)
+        assert "group_mean" not in detail["turns"][0]
+
+
+def test_rollouts_of_a_group_are_numbered_together_whatever_their_step(tmp_path: Path) -> None:
+    rows = [json.dumps({"group": "g", "step": step, "turns": ["x"], "gold_calls": []}) for step in (1, 2)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    assert index_of(written(tmp_path, str(tmp_path / "rows.jsonl")))["rows"]["sample"] == [0, 1]
 
 
 def test_numbers_that_json_has_not_make_a_call_malformed_and_leave_the_page_whole(tmp_path: Path) -> None:
@@ -240,7 +295,7 @@ def test_limit_keeps_the_first_and_the_last_step_and_says_so(run_folder: Path, t
     page = written(tmp_path, str(run_folder), "--limit", "96")
     assert len(index_of(page)["files"]) == 3
     assert index_of(page)["files"] == [f"rollouts/step-{step:06d}.jsonl" for step in (1, 5, 9)]
-    assert "of 3 of 9 steps" in page
+    assert "from 3 of 9 steps" in page
 
 
 def test_limit_of_a_file_cuts_no_group(tmp_path: Path) -> None:
@@ -254,6 +309,8 @@ def test_run_without_rollouts_has_its_curves(run_folder: Path, tmp_path: Path) -
     page = written(tmp_path, str(run_folder))
     assert index_of(page)["rows"]["row"] == []
     assert 'id="chart-reward"' in page
+    assert "There are no rollouts yet." in page
+    assert 'role="search" hidden' in page
 
 
 # Charts
@@ -296,6 +353,28 @@ def test_chart_of_a_long_run_stays_small() -> None:
     assert len(chart.svg) < 60_000
     assert len(chart.table["rows"]) == 200
     assert chart.table["rows"][-1][0] == 19_999
+
+
+def test_notes_of_charts_say_what_is_drawn() -> None:
+    metrics = [{"step": s, "reward": 1.0, "reward/a": 1.0, "silent_groups": 0.5} for s in range(20)]
+    pale = "pale: single steps"
+    assert {chart.id: chart.note for chart in run_charts(metrics, {})} == {
+        "reward": f"all rollouts, and by kind of task; {pale}",
+        "silent": f"every advantage is 0; {pale}",
+    }
+    assert [chart.note for chart in run_charts(metrics[:2], {})] == [
+        "all rollouts, and by kind of task",
+        "every advantage is 0",
+    ]
+    details = [{"turns": [{"advantage": 1.0}] * count} for count in (3, 1)]
+    (chart,) = rollout_charts({"step": [None, None]}, details)
+    assert chart.note.endswith("; 2 rollouts at first, 1 at the last turn")
+
+
+def test_shares_are_labelled_in_percent() -> None:
+    line = Line("a", [1, 2], [0.25, 0.5])
+    assert "100%" in line_chart("one", "t", [line], x="step", share=True).svg
+    assert "100%" not in line_chart("one", "t", [line], x="step").svg
 
 
 def test_charts_of_nothing_are_left_out() -> None:
@@ -344,11 +423,26 @@ def test_options_of_credit_are_refused_for_a_run(
     assert "the rollouts of a run have the run's own" in capsys.readouterr().err
 
 
+def test_files_are_named_without_the_folders_they_share(tmp_path: Path) -> None:
+    row = json.dumps({"group": "g", "turns": ["x"], "gold_calls": []})
+    paths = [tmp_path / name for name in ("a/one.jsonl", "b/one.jsonl")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(row + "\n")
+    page = written(tmp_path, *map(str, paths))
+    assert index_of(page)["files"] == ["a/one.jsonl", "b/one.jsonl"]
+    assert str(tmp_path) not in page
+    page = written(tmp_path, str(paths[0]))
+    assert index_of(page)["files"] == ["one.jsonl"]
+    assert "<title>one.jsonl ·" in page
+
+
 def test_broken_rows_are_named_on_the_page(tmp_path: Path) -> None:
     lines = [*sample_path().read_text().splitlines()[:4], '{"group": "<b>x</b>"}']
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
     page = written(tmp_path, str(tmp_path / "rows.jsonl"), code=1)
     assert "line 5 (row 4)" in page
+    assert "<summary>Left out</summary>" in page
     assert len(details_of(page)) == 4
 
 

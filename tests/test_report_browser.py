@@ -13,6 +13,7 @@ import pytest
 from report_pages import Watched, launched, scores, write_report, write_rows
 
 from matchtir import CreditConfig, assign_credit, files
+from matchtir.report.inspector.charts import Line, line_chart
 from matchtir.report.inspector.page import Report, render
 from matchtir.report.inspector.rollouts import describe
 from matchtir.report.inspector.watch import PageServer
@@ -169,8 +170,22 @@ def test_transport_plan_is_a_layer_of_the_matrix(browser: Any, tmp_path: Path) -
     before = values(page, "#matrix data")
     page.click("[data-layer='plan']")
     assert [float(value) for value in values(page, "#matrix data")] == pytest.approx([0.5, 0.5])
+    paid = "plan 0.500 × similarity = 0.367 of the call's reward 0.367"
+    assert page.locator("#pair .formula").last.inner_text() == paid
     page.click("[data-layer='similarity']")
     assert values(page, "#matrix data") == before
+    page.close()
+
+
+def test_transport_that_pays_nothing_has_no_line(browser: Any, tmp_path: Path) -> None:
+    text = "".join(f'<tool_call>{{"name": "{name}", "arguments": {{}}}}</tool_call>' for name in "ab")
+    row = {"group": "a", "turns": [text], "gold_calls": [{"name": "a", "arguments": {}}]}
+    rows = str(write_rows(tmp_path / "rows.jsonl", [row]))
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, rows, "--matching", "sinkhorn"))
+    watched.rollout(0)
+    assert page.evaluate("view.detail.plan") == [[0.5], [0.5]]
+    assert page.locator("#match .lines path").count() == 1
     page.close()
 
 
@@ -411,6 +426,21 @@ def test_print_shows_the_whole_rollout(browser: Any, tmp_path: Path) -> None:
     page.close()
 
 
+def test_print_shows_the_list_beyond_the_window(browser: Any, tmp_path: Path) -> None:
+    rows = [{"group": f"g{k}", "turns": ["x"], "gold_calls": []} for k in range(1200)]
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, str(write_rows(tmp_path / "rows.jsonl", rows))))
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert groups_shown(page) == [row["group"] for row in rows[:1000]]
+    assert page.inner_text("#count") == "1,200 rollouts, the first 1,000 printed"
+    assert not page.is_visible("#list .padding")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.inner_text("#count") == "1,200 rollouts"
+    assert len(groups_shown(page)) < 100
+    page.close()
+
+
 def test_theme_button_overrides_the_system(browser: Any, sample: Path) -> None:
     watched = Watched(browser, scheme="dark")
     page = watched.open(sample)
@@ -449,6 +479,12 @@ def test_live_page_follows_its_run_and_says_when_the_server_is_gone(
         state["steps"] = "2"
         page.wait_for_selector(".facts dd:text-is('2')")
         assert page.evaluate("location.hash") == "#sort=return&dir=desc"
+        page.evaluate("document.querySelector('#overview').append(el('details', { open: true }))")
+        state["steps"] = "3"
+        page.wait_for_selector("#live button")
+        assert page.is_visible(".facts dd:text-is('2')")
+        page.click("#live button")
+        page.wait_for_selector(".facts dd:text-is('3')")
         assert {url.split("#")[0] for url in watched.requests} == {server.url, f"{server.url}version"}
         assert watched.complaints == []
     finally:
@@ -496,13 +532,142 @@ def test_user_turns_of_a_dialogue_are_told_apart(browser: Any, tmp_path: Path) -
         {"role": "assistant", "content": "Done"},
     ]
     rounds = [{"gold_calls": [call], "gold_answer": "Booked"} for call in calls]
+    rounds.append({"gold_calls": [], "gold_answer": "Goodbye"})
     path = write_rows(tmp_path / "rows.jsonl", [{"group": "a", "messages": messages, "rounds": rounds}])
     watched = Watched(browser)
     page = watched.open(write_report(tmp_path, str(path)))
     watched.rollout(0)
-    assert page.locator("#conversation .round").all_inner_texts() == ["User turn 0", "User turn 1"]
-    assert page.locator("#conversation .gold-answer .text").all_inner_texts() == ["Booked", "Booked"]
+    assert page.locator("#conversation .round").all_inner_texts() == [
+        "User turn 0",
+        "User turn 1",
+        "User turn 2, not reached",
+    ]
+    answers = page.locator("#conversation .gold-answer .text").all_inner_texts()
+    assert answers == ["Booked", "Booked", "Goodbye"]
     assert page.locator("#match .card[data-gold] .card-foot").all_inner_texts() == ["← call 0", "not met"]
     page.click("#match [data-cell='0 1']")
     assert "different user turns" in page.inner_text("#pair")
+    page.close()
+
+
+def test_chosen_pair_stays_in_the_window_and_follows_the_turn(browser: Any, tmp_path: Path) -> None:
+    calls = [{"name": "look", "arguments": {"at": at}} for at in range(40)]
+    text = "<tool_call>{}</tool_call>"
+    row = {"group": "a", "turns": [text.format(json.dumps(call)) for call in calls], "gold_calls": calls}
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, str(write_rows(tmp_path / "rows.jsonl", [row]))))
+    watched.rollout(0)
+    inside = "(box => box.top >= 0 && box.bottom <= innerHeight)(byId('pair').getBoundingClientRect())"
+    assert page.inner_text("#pair h4").startswith("call 0 and gold 0")
+    assert not page.evaluate(inside)
+    page.click("#match [data-call='3']")
+    assert page.inner_text("#pair h4").startswith("call 3 and gold 3")
+    assert page.evaluate(inside)
+    for _ in range(6):
+        page.keyboard.press("ArrowRight")
+    assert page.inner_text("#pair h4").startswith("call 5 and gold 5")
+    assert page.evaluate(inside)
+    page.reload()  # at this turn
+    page.wait_for_selector("#conversation")
+    watched.until("view.turn === 6")
+    assert page.inner_text("#pair h4").startswith("call 5 and gold 5")
+    page.close()
+
+
+def test_cells_of_the_matrix_can_be_reached_when_nothing_is_matched(browser: Any, tmp_path: Path) -> None:
+    text = '<tool_call>{"name": "a", "arguments": {}}</tool_call>'
+    row = {"group": "a", "turns": [text], "gold_calls": [{"name": "b", "arguments": {}}]}
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, str(write_rows(tmp_path / "rows.jsonl", [row]))))
+    watched.rollout(0)
+    assert page.locator("#matrix [tabindex='0']").count() == 1
+    assert page.inner_text("#pair p") == "No gold call has this name."
+    page.close()
+
+
+def test_pair_that_is_not_matched_says_who_has_its_gold_call(browser: Any, sample: Path) -> None:
+    watched = Watched(browser)
+    page = watched.open(sample)
+    watched.rollout(2)
+    page.click("#match [data-call='0']")
+    assert page.inner_text("#pair h4") == (
+        "call 0 and gold 0: similarity 0.733, not matched: gold 0 has call 1"
+    )
+    page.click("#match [data-call='1']")
+    assert page.inner_text("#pair h4") == "call 1 and gold 0: similarity 1.000"
+    page.close()
+
+
+def test_values_of_a_pair_have_half_of_a_narrow_page(browser: Any, sample: Path) -> None:
+    watched = Watched(browser, width=360, height=740)
+    watched.open(sample)
+    page = watched.rollout(1)
+    widths = page.eval_on_selector_all(
+        "#pair tbody td:nth-child(n + 3)", "all => all.map(one => one.offsetWidth)"
+    )
+    assert min(widths) > 120
+    page.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "formula"),
+    [((), "= trajectory part + turn part"), (("--reward", "outcome"), "= trajectory part")],
+)
+def test_turns_say_what_their_advantage_is_made_of(
+    browser: Any, tmp_path: Path, options: tuple[str, ...], formula: str
+) -> None:
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, "--sample", *options))
+    watched.rollout(2)  # the only one of its group with a third turn
+    assert page.inner_text("#conversation .legend").splitlines()[0].strip() == f"advantage {formula}"
+    texts = page.locator(".turn-figures div:nth-child(3)").all_inner_texts()
+    assert [text.split() for text in texts[:2]] == [
+        ["group", "mean", digits]
+        for digits in page.evaluate("view.detail.turns.slice(0, 2).map(turn => turn.group_mean.toFixed(3))")
+    ]
+    assert "no other rollout has this turn" in texts[2]
+    page.close()
+
+
+def test_charts_beside_each_other_stand_on_one_line(browser: Any, tmp_path: Path) -> None:
+    columns, details = describe([], assign_credit([]), CreditConfig())
+    charts = [line_chart(name, name, [Line("a", [1, 2], [0, 1])], x="x", note=name) for name in ("", "b")]
+    path = tmp_path / "page.html"
+    path.write_text(render(Report("run", columns, details, [], charts=charts), version="1"))
+    watched = Watched(browser)
+    page = watched.page
+    page.goto(path.as_uri())
+    tops = page.eval_on_selector_all(
+        "figure .chart", "all => all.map(one => one.getBoundingClientRect().top)"
+    )
+    assert tops[0] == tops[1]
+    page.close()
+
+
+def test_rollout_that_is_not_on_the_page_is_named(browser: Any, sample: Path) -> None:
+    watched = Watched(browser)
+    page = watched.open(sample)
+    assert not page.is_visible("#missing")
+    page.evaluate("location.hash = 'r=' + encodeURIComponent('<b>x</b>:7')")
+    page.wait_for_selector("#missing")
+    assert page.inner_text("#missing") == "Rollout <b>x</b>:7 is not on this page."
+    page.fill("#filter-q", "ferry")
+    page.locator("#list tbody a").first.click()
+    page.wait_for_selector("#conversation")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#list tbody tr[data-place]")
+    assert not page.is_visible("#missing")
+    page.close()
+
+
+def test_long_values_of_a_card_hide_no_other_parameter(browser: Any, tmp_path: Path) -> None:
+    call = {"name": "f", "arguments": {"text": "word " * 300, "other": 1}}
+    row = {"group": "a", "turns": [f"<tool_call>{json.dumps(call)}</tool_call>"], "gold_calls": [call]}
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, str(write_rows(tmp_path / "rows.jsonl", [row]))))
+    watched.rollout(0)
+    foot = page.locator("#match [data-call='0'] .card-foot").bounding_box()
+    last = page.locator("#match [data-call='0'] .argument").last.bounding_box()
+    assert last["y"] + last["height"] <= foot["y"] + 1
+    assert foot["y"] < 900
     page.close()

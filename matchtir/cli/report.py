@@ -6,7 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def _run_report(
         for name, label in (("solve_f1", "Solve-F1"), ("correct", "right answers")):
             if first.get(name) and last.get(name):
                 facts.append((label, f"{last[name]['mean']:.1%}", f"{first[name]['mean']:.1%} before"))
-    note = f"of {len(chosen):,} of {len(files):,} steps" if len(chosen) < len(files) else ""
+    note = f"from {len(chosen):,} of {len(files):,} steps" if len(chosen) < len(files) else ""
     facts += [(label, value, note if label == "rollouts" else more) for label, value, more in report.facts]
     flat = [
         (f"{part}.{name}" if isinstance(value, dict) else part, str(one))
@@ -178,7 +178,7 @@ def _run_report(
     return replace(
         report,
         title=title,
-        files=[Path(name).relative_to(folder).as_posix() for name in report.files],
+        files=[f"{ROLLOUTS}/{Path(name).name}" for name in report.files],
         facts=facts,
         settings=flat,
         charts=charts,
@@ -241,18 +241,31 @@ def _of_files(
             say("nothing can be shown")
             return None, FAILED
         columns, _ = describe([], assign_credit([], config), config)
+    names = _without_shared_folders(names)
     report = Report(
         title=", ".join(names) if len(names) <= 2 else f"{len(names)} files",
         columns=columns,
         details=details,
         files=names,
         facts=_facts(summary),
-        settings=[("credit", settings_of(config).removeprefix("settings: "))],
+        settings=[
+            ("credit", settings_of(config).removeprefix("settings: ")),
+            *((f"credit.{name}", str(value)) for name, value in asdict(config).items()),
+        ],
         charts=rollout_charts(columns, details),
         broken=broken,
-        hard=config.matching != "sinkhorn",
+        integration=config.resolved_integration,
     )
     return report, code
+
+
+def _without_shared_folders(names: Sequence[str]) -> list[str]:
+    """Names of files without the folders that all of them are in."""
+    parts = [Path(name).parts for name in names]
+    shared = 0
+    while all(len(one) > shared + 1 for one in parts) and len({one[shared] for one in parts}) == 1:
+        shared += 1
+    return ["/".join(one[shared:]) for one in parts]
 
 
 def _read(source: str, args: argparse.Namespace, file: int, config: CreditConfig) -> FileRead[Shown]:

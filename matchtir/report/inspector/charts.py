@@ -88,6 +88,8 @@ def line_chart(
         else:
             axes.plot(*_thin(at, y), color=colour, linewidth=1.6, marker="o", markersize=3, label=line.name)
     _finish(axes, x, share, legend=len(lines) > 1)
+    if any(line.smooth and len(line.x) > 10 for line in lines):
+        note = "; ".join(filter(None, (note, "pale: single steps")))
     return Chart(id, title, note, _svg(figure, id), _table(x, lines))
 
 
@@ -123,6 +125,7 @@ def _finish(axes: Any, x: str, share: bool, legend: bool) -> None:
     axes.margins(x=0.02)
     if share:
         axes.set_ylim(-0.02, 1.02)
+        axes.yaxis.set_major_formatter("{x:.0%}")
     if legend:
         axes.legend(fontsize=8, frameon=False, labelcolor=_INK, loc="best")
 

@@ -39,8 +39,8 @@ class Report:
     broken : list of str
         What was left out, and why.
     method : str, optional
-    hard : bool
-        Whether calls were matched one to one.
+    integration : str, optional
+        How the two parts of an advantage become one.
     """
 
     title: str
@@ -52,7 +52,7 @@ class Report:
     charts: list[Chart] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     method: str | None = None
-    hard: bool = True
+    integration: str | None = None
 
 
 def render(report: Report, *, version: str, live: bool = False, state: str | None = None) -> str:
@@ -90,8 +90,9 @@ def render(report: Report, *, version: str, live: bool = False, state: str | Non
         (name for name in texts if name.endswith(".js")), key=lambda name: (name == _LAST_SCRIPT, name)
     )
     js = "\n".join(texts[name] for name in scripts)
-    index: dict[str, Any] = {"live": live, "chunk": CHUNK, "method": report.method, "hard": report.hard}
+    index: dict[str, Any] = {"live": live, "chunk": CHUNK, "method": report.method}
     index |= {"rows": report.columns, "files": report.files, "version": state}
+    index["integration"] = report.integration
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(texts),
         autoescape=True,

@@ -75,14 +75,28 @@ def describe(
     columns: dict[str, list[Any]] = {}
     details = []
     for b, one in enumerate(shown):
-        place = (one.file, one.fields.get("step"), one.trajectory.group)
+        place = (one.file, one.trajectory.group)
         samples[place] = samples.get(place, -1) + 1
         detail = _detail(one, credit, config, b, tokens)
         detail |= {"plan": plans[b], "parts": parts[b]}
         details.append(detail)
         for name, value in _line(one, detail, samples[place]).items():
             columns.setdefault(name, []).append(value)
+    if config.baseline == "turn_index":
+        _add_group_means(trajectories, details)
     return columns or {name: [] for name in _COLUMNS}, details
+
+
+def _add_group_means(trajectories: Sequence[Trajectory], details: Sequence[Json]) -> None:
+    """What the return of each turn is compared with; None where no other rollout has it."""
+    turns: dict[Any, list[Json]] = {}
+    for trajectory, detail in zip(trajectories, details, strict=True):
+        for t, turn in enumerate(detail["turns"]):
+            turns.setdefault((trajectory.group, t), []).append(turn)
+    for same in turns.values():
+        mean = _short(np.mean([turn["return"] for turn in same])) if len(same) > 1 else None
+        for turn in same:
+            turn["group_mean"] = mean
 
 
 _COLUMNS = (
@@ -125,7 +139,7 @@ def _detail(
 ) -> Json:
     """Everything about a rollout but what is computed for all at once."""
     trajectory = one.trajectory
-    before, after = _between(one.fields.get("messages"), len(trajectory.turns))
+    before, after = _between(_messages(one.fields), len(trajectory.turns))
     parts = split([trajectory])
     user_turns = [k for k, part in enumerate(parts) for _ in part.turns]
     matches, call_rewards = credit.matches[b].tolist(), credit.call_rewards[b].tolist()
@@ -191,6 +205,12 @@ def _returns(rewards: Sequence[float], gamma: float, user_turns: Sequence[int]) 
         total = rewards[t] + gamma * total
         found.append(total)
     return found[::-1]
+
+
+def _messages(fields: Mapping[str, Any]) -> Any:
+    """The messages of a row; of one without them the question, if it has one."""
+    question = fields.get("question")
+    return fields.get("messages") or ([{"role": "user", "content": question}] if question else [])
 
 
 def _between(messages: Any, turns: int) -> tuple[list[list[Json]], list[Json]]:

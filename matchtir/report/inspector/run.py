@@ -30,17 +30,18 @@ def run_charts(metrics: Metrics, evaluations: Evaluations) -> list[Chart]:
     confidence = next((one.get("confidence", 0.95) for one in evaluations.values()), 0.95)
     judged = f"evaluations with their {100 * confidence:g} % interval"
     charts = [
-        _chart("reward", "Mean return", reward),
-        _chart("solve-f1", "Solve-F1", _both(metrics, evaluations, "solve_f1"), note=judged, share=True),
-        _chart("correct", "Right answers", _both(metrics, evaluations, "correct"), note=judged, share=True),
-        _chart("matched", "Calls with a gold call", [_of_steps(metrics, "matched", "matched")], share=True),
+        _chart("reward", "Mean return", reward, note="all rollouts, and by kind of task" if kinds else ""),
+        _chart("solve-f1", "Solve-F1", _both(metrics, evaluations, "solve_f1"), judged=judged, share=True),
+        _chart("correct", "Right answers", _both(metrics, evaluations, "correct"), judged=judged, share=True),
+        _chart("matched", "Matched calls", [_of_steps(metrics, "matched", "matched")], share=True),
         _chart(
             "silent",
             "Groups without signal",
             [_of_steps(metrics, "silent_groups", "silent groups")],
+            note="every advantage is 0",
             share=True,
         ),
-        _chart("calls", "Calls a rollout", _both(metrics, evaluations, "calls"), note=judged),
+        _chart("calls", "Calls per rollout", _both(metrics, evaluations, "calls"), judged=judged),
     ]
     phases = sorted({name for line in metrics for name in line if name.startswith(_PHASE)})
     if phases:
@@ -53,7 +54,7 @@ def run_charts(metrics: Metrics, evaluations: Evaluations) -> list[Chart]:
         steps = [line["step"] for line in metrics]
         charts.append(
             stacked_chart(
-                "phases", "Seconds a step, by phase", steps, shown, label="step; phases of 1 % or more"
+                "phases", "Seconds per step, by phase", steps, shown, label="step; phases of 1 % or more"
             )
         )
     return [chart for chart in charts if chart is not None]
@@ -73,7 +74,8 @@ def rollout_charts(columns: Mapping[str, list[Any]], details: Sequence[Mapping[s
             for number in (lambda v: np.quantile(v, 0.2), np.mean, lambda v: np.quantile(v, 0.8))
         )
         line = Line("mean", turns, mean, low, high)
-        note = "mean, and quantiles of 20 and 80 %"
+        note = "mean, and quantiles of 20 and 80 %; "
+        note += f"{len(by_turn[0]):,} rollouts at first, {len(by_turn[turns[-1]]):,} at the last turn"
         charts.append(
             line_chart("advantage", "Advantage by turn", [line], x="turn of the rollout", note=note)
         )
@@ -95,14 +97,13 @@ def rollout_charts(columns: Mapping[str, list[Any]], details: Sequence[Mapping[s
 
 
 def _chart(
-    id: str, title: str, lines: Sequence[Line], *, note: str = "", share: bool = False
+    id: str, title: str, lines: Sequence[Line], *, note: str = "", judged: str = "", share: bool = False
 ) -> Chart | None:
-    """A chart over the steps, of the lines that have numbers."""
+    """A chart over the steps, of the lines that have numbers; `judged` is its note if it has intervals."""
     known = [line for line in lines if any(value is not None for value in line.y)]
-    intervals = any(line.low is not None for line in known)
-    return (
-        line_chart(id, title, known, x="step", note=note if intervals else "", share=share) if known else None
-    )
+    if any(line.low is not None for line in known):
+        note = judged
+    return line_chart(id, title, known, x="step", note=note, share=share) if known else None
 
 
 def _both(metrics: Metrics, evaluations: Evaluations, name: str) -> list[Line]:

@@ -14,10 +14,10 @@ function keyOf(b) {
 
 const placeOfKey = new Map(Array.from({ length: rowCount }, (_, b) => [keyOf(b), b]));
 
-/** Rollouts of the same prompt, step and file, in order of their place in the group. */
+/** Rollouts that are compared with each other, in order of their place in the group. */
 const siblingsOf = (() => {
   const groups = new Map();
-  const name = (b) => JSON.stringify([rows.file[b], rows.step[b], rows.group[b]]);
+  const name = (b) => JSON.stringify([rows.file[b], rows.group[b]]);
   for (let b = 0; b < rowCount; b++) {
     const key = name(b);
     if (!groups.has(key)) groups.set(key, []);

@@ -23,9 +23,10 @@ async function poll() {
   setTimeout(poll, POLL_MS);
 }
 
-/** In the list the page is loaded anew at once; who reads a rollout or types is asked. */
+/** In the list the page is loaded anew at once; who reads a rollout, has something unfolded or types is asked. */
 function offerReload() {
-  const busy = inRollout() || byId("help").open || document.activeElement?.matches("input, select");
+  const unfolded = document.querySelector("#overview details[open]");
+  const busy = inRollout() || unfolded || byId("help").open || document.activeElement?.matches("input, select");
   if (!busy) return reload();
   if (byId("live").querySelector("button")) return undefined;
   return sayLive("the run went on:", el("button", { type: "button", onclick: reload }, "load it"));

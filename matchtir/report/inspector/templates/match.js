@@ -17,8 +17,6 @@ function matchSection(detail) {
   section.append(matchBoard(detail));
   if (detail.calls.length && detail.gold.length) section.append(matrixOf(detail));
   section.append(el("div", { id: "pair", "aria-live": "polite", hidden: true }));
-  const first = detail.calls.findIndex((call) => call.match !== null);
-  if (first >= 0) queueMicrotask(() => selectPair(first, detail.calls[first].match));
   return section;
 }
 
@@ -82,13 +80,14 @@ function argumentsOf(values) {
   return el("span", { class: "arguments" }, ...lines);
 }
 
-/** What each call gave to each gold call, from 0 to 1: the assignment, or the transport plan's rows. */
+/** What each call gave to each gold call, from 0 to 1: the assignment, or the transport plan where it pays. */
 function joined(detail) {
-  const { plan, calls } = detail;
+  const { plan, calls, similarity } = detail;
   if (!plan) return calls.flatMap((call, i) => (call.match === null ? [] : [[i, call.match, 1]]));
   return plan.flatMap((row, i) => {
     const mass = row.reduce((sum, x) => sum + x, 0);
-    return row.map((x, j) => [i, j, mass ? x / mass : 0]).filter(([, , share]) => share >= MOVED_MASS);
+    const shares = row.map((x, j) => [i, j, mass ? x / mass : 0]);
+    return shares.filter(([, j, share]) => share >= MOVED_MASS && similarity[i][j] > 0);
   });
 }
 
@@ -128,6 +127,7 @@ function selectPair(i, j, bringIntoView = false) {
   press(document.querySelectorAll("#match [data-gold]"), j);
   byId("pair").replaceChildren(...(i === null || j === null ? [] : pairOf(view.detail, i, j)));
   byId("pair").hidden = !byId("pair").hasChildNodes();
+  byId("pair").classList.add("docked");
   markCell();
   drawLines();
   if (bringIntoView) byId("pair").scrollIntoView({ block: "nearest", behavior: "instant" });
@@ -144,8 +144,10 @@ function pairOf(detail, i, j) {
   title.append(number(detail.similarity[i][j]));
   const part = detail.parts.find((one) => one.call === i && one.gold === j);
   if (!part) return [title, el("p", {}, whyNone(detail, call, gold))];
+  if (!detail.plan && call.match !== j) title.append(", not matched", takenBy(detail, i, j));
   const region = { class: "wide", role: "region", tabindex: "0", "aria-label": "Parameters of the pair" };
-  return [title, formulaOf(part), el("div", region, pairTable(part, call, gold))];
+  const paid = detail.plan ? paidOf(detail, i, j) : null;
+  return [title, formulaOf(part), paid, el("div", region, pairTable(part, call, gold))].filter(Boolean);
 }
 
 /** The similarity with its numbers put in. */
@@ -160,6 +162,13 @@ function formulaOf(part) {
     ` + equal values ${equal}) / (2 + ${verdicts.length}) = `,
     number(part.similarity),
   );
+}
+
+/** What a pair adds to the call's reward by the transport plan. */
+function paidOf(detail, i, j) {
+  const [plan, similarity] = [detail.plan[i][j], detail.similarity[i][j]];
+  const reward = [" of the call's reward ", number(detail.calls[i].reward)];
+  return el("p", { class: "formula" }, "plan ", number(plan), " × similarity = ", number(plan * similarity), ...reward);
 }
 
 /** Names and values of the two calls, one parameter a line, and whether they are equal. */
@@ -191,9 +200,21 @@ function valueOf(value) {
   return inline(json(value), { class: "value" });
 }
 
+/** Which partners a similar pair that was not matched has instead. */
+function takenBy(detail, i, j) {
+  const other = detail.calls.findIndex((call) => call.match === j);
+  const partners = [];
+  if (detail.calls[i].match !== null) partners.push(`${callName(i)} has ${goldName(detail.calls[i].match)}`);
+  if (other >= 0) partners.push(`${goldName(j)} has ${callName(other)}`);
+  return partners.length ? `: ${partners.join(", ")}` : "";
+}
+
 function whyNone(detail, call, gold) {
   if (call.malformed) return "The call is malformed: it meets nothing.";
   const apart = detail.turns[call.turn].user_turn !== gold.user_turn;
   if (apart) return "They belong to different user turns and are not compared.";
+  if (roundsOf(detail) < 2 && detail.similarity[detail.calls.indexOf(call)].every((value) => value === 0)) {
+    return "No gold call has this name.";
+  }
   return "The names of the tools differ.";
 }

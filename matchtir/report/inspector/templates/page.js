@@ -26,6 +26,8 @@ function show() {
 
 /** The list, where it was left; the row of the rollout that was left gets the focus. */
 function showOverview(state, before) {
+  byId("missing").hidden = !state.r;
+  byId("missing").firstElementChild.replaceChildren(shown(state.r));
   byId("overview").hidden = false;
   byId("rollout").hidden = true;
   byId("rollout").replaceChildren();
@@ -37,15 +39,22 @@ function showOverview(state, before) {
   focusRow(list.order.indexOf(before));
 }
 
-/** Print all of a rollout: what is folded is opened for as long. */
+const PRINTED_ROWS = 1000; // of the list: a browser takes minutes to lay out all of a long one
+
+/** Print all of a rollout, and of the list more than is near the window: opened and drawn for as long. */
 function setUpPrint() {
   let folded = [];
   addEventListener("beforeprint", () => {
     folded = [...document.querySelectorAll("#rollout details:not([open])")];
     folded.forEach((details) => (details.open = true));
-    drawLines();
+    if (inRollout()) drawLines();
+    else drawRange(0, Math.min(list.order.length, PRINTED_ROWS));
+    if (list.order.length > PRINTED_ROWS) byId("count").append(`, the first ${grouped(PRINTED_ROWS)} printed`);
   });
-  addEventListener("afterprint", () => folded.forEach((details) => (details.open = false)));
+  addEventListener("afterprint", () => {
+    folded.forEach((details) => (details.open = false));
+    showList(readState());
+  });
 }
 
 function start() {

@@ -28,7 +28,10 @@ async function showRollout(b, turn, focus) {
     siblingsSection(b),
     el("div", { class: "columns" }, conversationSection(detail), matchSection(detail)),
   );
-  drawLines();
+  if (detail.calls.length) {
+    selectPair(Math.max(0, detail.calls.findIndex((call) => call.match !== null)), null);
+    byId("pair").classList.remove("docked"); // until somebody chooses, it covers no card
+  }
   if (turn > 0) markTurn(turn);
 }
 
@@ -63,9 +66,9 @@ function figuresOf(b, detail) {
     "dl",
     { class: "facts" },
     figure("return", number(detail.return)),
-    figure("outcome", number(detail.outcome)),
+    figure("success", number(detail.outcome), { title: EXPLAINED.success }),
     figure("trajectory advantage", advantage(detail.trajectory_advantage)),
-    figure("disagreement", number(rows.gap[b])),
+    figure("disagreement", number(rows.gap[b]), { title: EXPLAINED.gap }),
     figure("calls matched", `${matched} of ${detail.calls.length}`),
     figure("gold calls", number(detail.gold.length, 0)),
     figure("malformed", number(rows.malformed[b], 0)),

@@ -14,6 +14,11 @@ function conversationSection(detail) {
     if (last) parts.push(goldAnswerOf(detail, turn.user_turn));
   });
   parts.push(...detail.after.map(messageOf));
+  const reached = new Set(detail.turns.map((turn) => turn.user_turn));
+  detail.gold_answers.forEach((_, round) => {
+    if (roundsOf(detail) < 2 || reached.has(round)) return;
+    parts.push(el("h4", { class: "round" }, `User turn ${round}, not reached`), goldAnswerOf(detail, round));
+  });
   if (!detail.turns.length) parts.push(el("p", { class: "notice" }, "The rollout has no turn."));
   const count = el("small", {}, plural(detail.turns.length, "turn"));
   return el(
@@ -26,10 +31,21 @@ function conversationSection(detail) {
   );
 }
 
-/** What the tints mean. */
+/** How the parts of an advantage become one, by name of the integration. */
+const INTEGRATIONS = {
+  sum: "trajectory part + turn part",
+  mean: "(trajectory part + turn part) / 2",
+  weighted_product: "trajectory part, weighted by the turn's reward",
+  weighted_sum: "trajectory part + the turn's reward among those of its rollout",
+  trajectory: "trajectory part",
+  turn: "turn part",
+};
+
+/** What the advantage is made of, and what the tints mean. */
 function legend() {
+  const parts = INTEGRATIONS[index.integration];
   const sample = (share) => tint(el("span", {}, advantage(share * fullTint, 1)), share * fullTint, fullTint);
-  return el("p", { class: "legend" }, "advantage of the turn ", ...[-1, -0.5, 0, 0.5, 1].map(sample));
+  return el("p", { class: "legend" }, `advantage${parts ? ` = ${parts}` : ""} `, ...[-1, -0.5, 0, 0.5, 1].map(sample));
 }
 
 /** Text that is cut until it is asked for in full. All of it is there, so printing and searching find it. */
@@ -65,9 +81,10 @@ function turnOf(detail, turn, t) {
     "dl",
     { class: "turn-figures" },
     figure("reward", number(turn.reward)),
-    figure("return", number(turn.return)),
-    figure("trajectory part", advantage(turn.trajectory_advantage)),
-    figure("turn part", advantage(turn.turn_level_advantage)),
+    figure("return", number(turn.return), { title: "reward of this turn and of those after it, discounted" }),
+    groupMeanOf(turn),
+    figure("trajectory part", advantage(turn.trajectory_advantage), { title: "of the whole rollout" }),
+    figure("turn part", advantage(turn.turn_level_advantage), { title: "of this turn's return" }),
   );
   const texts = el("div", { class: "texts" }, ...textsOf(turn));
   const calls = turn.calls.map((i) => el("li", {}, callLine(detail, i)));
@@ -79,6 +96,13 @@ function turnOf(detail, turn, t) {
     calls.length ? el("ul", { class: "call-lines" }, ...calls) : null,
   );
   return tint(section, turn.advantage, fullTint);
+}
+
+/** What the turn's return is compared with, where that is the mean over the group's turns of this index. */
+function groupMeanOf(turn) {
+  if (turn.group_mean === undefined) return null;
+  const alone = "none, as no other rollout has this turn";
+  return figure("group mean", turn.group_mean === null ? alone : number(turn.group_mean));
 }
 
 /** The turn's text as it came; reasoning and answer apart only where the text does not hold them. */
@@ -150,7 +174,7 @@ function drawTokens(section, turn) {
   return texts.replaceChildren(note, el("div", { class: "data text tokens" }, ...tokens));
 }
 
-/** Mark turn t (from 1), bring it into the window and give it the focus. */
+/** Mark turn t (from 1), choose its first call, bring it into the window and give it the focus. */
 function markTurn(turn) {
   const count = view.detail?.turns.length ?? 0;
   view.turn = Math.max(0, Math.min(count, turn));
@@ -160,6 +184,8 @@ function markTurn(turn) {
   });
   const title = view.turn ? byId(`turn-${view.turn}`) : null;
   if (!title) return;
+  const [first] = view.detail.turns[view.turn - 1].calls;
+  if (first !== undefined) selectPair(first, null);
   title.focus({ preventScroll: true });
   title.closest(".turn").scrollIntoView({ block: "start", behavior: "instant" });
 }
