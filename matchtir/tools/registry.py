@@ -111,7 +111,8 @@ class ToolRegistry(Mapping[str, Tool]):
             `format` is not checked. An argument that the schema does not name is refused only where the
             schema says so (`additionalProperties`): sources may take more than their schema tells, and
             Python's own error about an unknown keyword is as clear. A `pattern` is checked only where no
-            string can make it slow; so are `uniqueItems` up to 1,000 items; `patternProperties` never.
+            string can make it slow; so are `uniqueItems` up to 1,000 items; `patternProperties` never. Where
+            the check takes too many steps, as schemas that refer to one another can, the call is refused.
         """
         if call.malformed is not None:
             named = f" of {shortened(call.name)}" if call.name else ""
