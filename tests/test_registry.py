@@ -317,6 +317,15 @@ def test_check_gives_up_on_a_schema_that_takes_too_long(schema: Any, arguments: 
     assert ToolRegistry([Tool("f", "", {"type": "object"})]).check(ToolCall("f", arguments)) is None
 
 
+def test_references_to_anchors_are_left_out_of_the_check() -> None:
+    properties = {"x": {"type": "integer", "$anchor": "x"}, "y": {"$ref": "#x"}}
+    properties |= {f"z{i}": {"$ref": f"#z{i}"} for i in range(10_000)}
+    start = time.perf_counter()
+    registry = ToolRegistry([Tool("f", "", {"type": "object", "properties": properties})])
+    assert registry.check(ToolCall("f", {"x": 1, "y": "a", "z0": "b"})) is None
+    assert time.perf_counter() - start < 30.0
+
+
 def test_pattern_that_is_long_is_not_looked_at() -> None:
     pattern = "(?#" + "[" * 100_000 + ")a"
     properties = {"x": {"type": "string", "pattern": pattern}}

@@ -49,8 +49,9 @@ _SCHEMAS |= {"propertyNames", "not", "if", "then", "else"}
 _NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _COUNTS = {"minLength", "maxLength", "minItems", "maxItems", "minContains", "maxContains"}
 _COUNTS |= {"minProperties", "maxProperties"}
-# A schema's own address and dialect would let it leave this document and this check.
-_NEVER = {"$id", "$schema", "patternProperties"}
+# A schema's own address and dialect would let it leave this document and this check; each reference to
+# an anchor would have the whole document searched.
+_NEVER = {"$id", "$schema", "$anchor", "$dynamicAnchor", "patternProperties"}
 
 # A regular expression's escapes and classes, which are one character each; its groups that repeat, or
 # that comments and free spacing may hide; its loops; its forks.
@@ -196,7 +197,7 @@ def _is_allowed(key: str, value: Any) -> bool:
         return isinstance(value, dict) and all(map(_is_strings, value.values()))
     if key == "pattern":
         return isinstance(value, str) and _is_regex(value)
-    expected = {"enum": list, "uniqueItems": bool, "$anchor": str, "$dynamicAnchor": str}.get(key, object)
+    expected = {"enum": list, "uniqueItems": bool}.get(key, object)
     return isinstance(value, expected)
 
 
@@ -215,8 +216,8 @@ def _is_regex(pattern: str) -> bool:
 
 
 def _resolves(resolver: Any, reference: Any) -> bool:
-    """Whether a reference leads to a schema of the same document."""
-    if not isinstance(reference, str) or not reference.startswith("#"):
+    """Whether a reference leads, by its path, to a schema of the same document."""
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
         return False
     try:
         found = resolver.lookup(reference).contents

@@ -34,8 +34,9 @@ class ToolRegistry(Mapping[str, Tool]):
     InputError
         If a tool has no name, two have the same, or its parameters are no JSON schema of type ``object``.
         A part of a schema that JSON Schema does not allow (a boolean `required` in a property, a type that
-        does not exist, a `$ref` to another document or to nothing) is left out of the check; the model sees
-        the schema as it came. Common names of types (``dict``, ``float``, ``int``, …) are understood.
+        does not exist, a `$ref` to another document, an anchor or nothing) is left out of the check; the
+        model sees the schema as it came. Common names of types (``dict``, ``float``, ``int``, …) are
+        understood.
     ImportError
         If `jsonschema` is not installed.
 
