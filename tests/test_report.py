@@ -369,6 +369,22 @@ def test_no_text_of_a_rollout_can_end_the_element_that_holds_it(tmp_path: Path) 
     assert details_of(page)[0]["calls"][0]["arguments"] == {bad: bad}
 
 
+def test_names_in_charts_are_no_formulas_and_no_markup() -> None:
+    kinds = {"reward/$\\frac{$": 0.2, "reward/<script>\u202e\x1b": 0.3}
+    (chart,) = run_charts([{"step": step, **kinds} for step in (1, 2)], {})
+    assert r"$\frac{$" in chart.svg
+    assert r"&lt;script&gt;\u202e\x1b" in chart.svg
+    assert r"<script>\u202e\x1b" in chart.table["columns"]
+
+
+def test_text_above_the_rollouts_has_no_direction_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "rows\u202eevil.jsonl"
+    path.write_text(sample_path().read_text().splitlines()[0] + "\n{}\n")
+    page = written(tmp_path, str(path), code=1)
+    assert "\\u202eevil.jsonl, line 2" in page
+    assert "\u202e" not in page
+
+
 # Served
 
 
