@@ -876,6 +876,22 @@ assert fails(lambda: connect({other}))
 assert fails(os.fork)
 assert fails(lambda: os.posix_spawn("/bin/true", ["true"], {{}}))
 assert fails(lambda: os.execv("/bin/true", ["true"]))
+stream, multipath, fast_open = socket.SOCK_STREAM, 262, 0x20000000
+assert fails(lambda: socket.socket(socket.AF_INET, stream, multipath).connect(("127.0.0.1", {other})))
+assert fails(lambda: socket.socket().sendto(b"x", fast_open, ("127.0.0.1", {other})))
+assert fails(lambda: socket.socket().sendmsg([b"x"], [], fast_open, ("127.0.0.1", {other})))
+assert fails(lambda: socket.socket(socket.AF_UNIX))
+assert fails(lambda: socket.socket().listen())
+assert fails(lambda: os.kill(os.getppid(), 0))
+assert fails(lambda: __import__("resource").prlimit(os.getppid(), 7))
+lines = [line for line in open("/proc/self/status") if line.startswith(("CapEff", "CapPrm"))]
+capabilities = [line.split()[1] for line in lines]
+assert all(int(one, 16) in (0, 2) for one in capabilities), capabilities
+before = os.stat("/etc")
+os.chmod("/etc", 0o700)
+os.utime("/etc", (1, 1))
+assert os.stat("/etc") == before
+assert fails(lambda: os.chown({inside!r}, os.geteuid(), os.getegid()))
 open({inside!r} + "/x", "w").write("y")
 os.replace({inside!r} + "/x", {inside!r} + "/y")
 connect({port})
