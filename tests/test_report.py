@@ -369,6 +369,17 @@ def test_no_text_of_a_rollout_can_end_the_element_that_holds_it(tmp_path: Path) 
     assert details_of(page)[0]["calls"][0]["arguments"] == {bad: bad}
 
 
+def test_page_of_a_run_is_not_written_where_a_link_leads(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.write_text("mine")
+    (run_folder / "report.html").symlink_to(other)
+    assert main(["report", str(run_folder)]) == 2
+    assert "report.html is a link, which leads out of the run; expected -o" in capsys.readouterr().err
+    assert other.read_text() == "mine"
+
+
 def test_names_in_charts_are_no_formulas_and_no_markup() -> None:
     kinds = {"reward/$\\frac{$": 0.2, "reward/<script>\u202e\x1b": 0.3}
     (chart,) = run_charts([{"step": step, **kinds} for step in (1, 2)], {})
