@@ -24,6 +24,7 @@ from matchtir.cli import main
 from matchtir.errors import InputError
 from matchtir.evals import Bootstrap
 from matchtir.evals.bfcl.campaign import Model, choose
+from matchtir.evals.bfcl.drive import Driver, DriverError
 from matchtir.evals.bfcl.driver.calls import RefusedError, check_call, value_of
 from matchtir.evals.bfcl.driver.guard import checking, evaluator
 from matchtir.evals.bfcl.results import Category, Results, open_folder
@@ -396,6 +397,23 @@ def test_unconfined_package_is_refused_with_what_does_not_hold(
     error = fails(["--model", "m", "--bfcl-python", str(python), "--output", str(tmp_path / "out")], capsys)
     assert "cannot be confined here: it can read and write all files; --allow-unsafe runs it" in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("while True: sys.stdout.write('x' * (1 << 20))", "says more than it may"),
+        ("print('[' * 100_000)", "says what is no event"),
+        ("print('5')", "says what is no event"),
+        ("print('no event')", "says what is no event"),
+    ],
+)
+def test_process_that_says_anything_is_given_up(tmp_path: Path, said: str, error: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\nimport sys\n{said}\n")
+    python.chmod(0o755)
+    with pytest.raises(DriverError, match=error):
+        list(Driver(str(python), tmp_path, 10.0).run("plan", None))
 
 
 DRIVER = ROOT / "matchtir/evals/bfcl/driver"
