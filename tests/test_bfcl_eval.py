@@ -25,6 +25,7 @@ from matchtir.cli import main
 from matchtir.errors import InputError
 from matchtir.evals import Bootstrap
 from matchtir.evals.bfcl.campaign import Model, choose
+from matchtir.evals.bfcl.drive import Driver, DriverError
 from matchtir.evals.bfcl.driver.calls import RefusedError, check_call, value_of
 from matchtir.evals.bfcl.driver.guard import checking, evaluator
 from matchtir.evals.bfcl.results import Category, Results, open_folder
@@ -397,6 +398,23 @@ def test_unconfined_package_is_refused_with_what_does_not_hold(
     error = fails(["--model", "m", "--bfcl-python", str(python), "--output", str(tmp_path / "out")], capsys)
     assert "cannot be confined here: it can read and write all files; --allow-unsafe runs it" in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("while True: sys.stdout.write('x' * (1 << 20))", "says more than it may"),
+        ("print('[' * 100_000)", "says what is no event"),
+        ("print('5')", "says what is no event"),
+        ("print('no event')", "says what is no event"),
+    ],
+)
+def test_process_that_says_anything_is_given_up(tmp_path: Path, said: str, error: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\nimport sys\n{said}\n")
+    python.chmod(0o755)
+    with pytest.raises(DriverError, match=error):
+        list(Driver(str(python), tmp_path, 10.0).run("plan", None))
 
 
 PACKAGE = Path(matchtir.__file__).parent
@@ -879,6 +897,22 @@ assert fails(lambda: connect({other}))
 assert fails(os.fork)
 assert fails(lambda: os.posix_spawn("/bin/true", ["true"], {{}}))
 assert fails(lambda: os.execv("/bin/true", ["true"]))
+stream, multipath, fast_open = socket.SOCK_STREAM, 262, 0x20000000
+assert fails(lambda: socket.socket(socket.AF_INET, stream, multipath).connect(("127.0.0.1", {other})))
+assert fails(lambda: socket.socket().sendto(b"x", fast_open, ("127.0.0.1", {other})))
+assert fails(lambda: socket.socket().sendmsg([b"x"], [], fast_open, ("127.0.0.1", {other})))
+assert fails(lambda: socket.socket(socket.AF_UNIX))
+assert fails(lambda: socket.socket().listen())
+assert fails(lambda: os.kill(os.getppid(), 0))
+assert fails(lambda: __import__("resource").prlimit(os.getppid(), 7))
+lines = [line for line in open("/proc/self/status") if line.startswith(("CapEff", "CapPrm"))]
+capabilities = [line.split()[1] for line in lines]
+assert all(int(one, 16) in (0, 2) for one in capabilities), capabilities
+before = os.stat("/etc")
+os.chmod("/etc", 0o700)
+os.utime("/etc", (1, 1))
+assert os.stat("/etc") == before
+assert fails(lambda: os.chown({inside!r}, os.geteuid(), os.getegid()))
 open({inside!r} + "/x", "w").write("y")
 os.replace({inside!r} + "/x", {inside!r} + "/y")
 connect({port})

@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,27 @@ def test_read_deeply_nested_row_is_a_broken_row(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "r.jsonl", [ROW, "[" * 200_000, ROW])
     _, rows = read(path)
     assert [row.error is None for row in rows] == [True, False, True]
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_row_that_a_small_file_unpacks_to_is_no_longer_than_it_may_be(tmp_path: Path, array: bool) -> None:
+    path = tmp_path / "rows.json.gz"
+    good = json.dumps(ROW)
+    with gzip.open(path, "wb", compresslevel=1) as packed:
+        packed.write(f"[{good},".encode() if array else f"{good}\n".encode())
+        packed.write(b'{"messages": "')
+        for _ in range(400):
+            packed.write(b" " * (1 << 20))
+        packed.write(b'"}]')
+    tracemalloc.start()
+    try:
+        _, (first, second) = read(path)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert first.error is None
+    assert "is longer than 64 MiB; nothing after it can be read" in str(second.error)
+    assert most < 350 << 20
 
 
 def test_read_gzip_equals_plain(tmp_path: Path) -> None:

@@ -176,6 +176,7 @@ def test_what_a_tool_may_not_do_an_object_may_not_do(book, source):
         "__import__('os').kill(os.getppid(), 9)",
         "__import__('os').execv('/bin/true', ['true'])",
         "__import__('_socket').socket()",
+        "__import__('os').fork()",  # but by the flags of a copy: see tests/test_seccomp.py
         "__import__('os').setsid()",
         "__import__('os').setpgid(0, 0)",
     ],
@@ -196,6 +197,21 @@ def test_answers_that_nobody_asked_for_are_nobody_elses(box):
 
 
 # Copies
+
+HOARDER = """
+import os
+import struct
+
+
+class Hoarder:
+    def refuse(self):
+        os.write(3, struct.pack("<BI", 0, 4) + b"null")
+        while True:  # each request for a copy is answered beforehand, and its channel never taken
+            os.write(3, struct.pack("<BI", 1, 4) + b'"no"')
+
+    def told(self):
+        return "well"
+"""
 
 
 def test_copy_has_the_state_and_goes_its_own_way(branching):
@@ -230,6 +246,21 @@ def test_object_that_was_not_opened_for_it_is_not_copied(book):
     assert copy.start == Result("error", error="it was opened without branching=True")
     assert not copy.alive
     assert book.call("told").value == ["Ida", [5]]
+
+
+def test_channels_that_nobody_takes_harm_no_other_object():
+    with Sandbox(1, timeout=10.0, memory_mb=256) as box:
+        other, *hoarders = box.open_all([(HOARDER, "Hoarder", {})] * 6, branching=True)
+        for hoarder in hoarders:
+            assert hoarder.call("refuse").status == "ok"
+        errors = {hoarder.copy().start.error for hoarder in hoarders for _ in range(220)}
+        # As many as descriptors are on their way, where the system counts them.
+        assert errors <= {"no", "no process can be made: [Errno 109] Too many references: cannot splice"}
+        assert other.call("told") == Result("ok", "well")
+        for hoarder in hoarders:
+            hoarder.close()
+        with other.copy() as copy:
+            assert copy.call("told").value == "well"
 
 
 def test_copy_of_nothing_is_nothing(box):

@@ -10,6 +10,7 @@ import inspect
 import json
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -282,6 +283,56 @@ def test_check_survives_what_breaks_the_validator() -> None:
     assert property_check({"multipleOf": 0.5}, 10**400) == "arguments of f cannot be checked: OverflowError"
     loop = {"type": "object", "$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
     assert registry_of(loop).check(ToolCall("f")) == "arguments of f cannot be checked: RecursionError"
+
+
+def _doubling(levels: int) -> dict[str, Any]:
+    """Definitions that ask for each other twice."""
+    twice = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(levels)}
+    return {"$defs": {**twice, f"a{levels}": {}}, "allOf": [{"$ref": "#/$defs/a0"}]}
+
+
+def _nested(levels: int, inner: dict[str, Any], **schema: Any) -> dict[str, Any]:
+    """A schema in a schema in a schema."""
+    for _ in range(levels):
+        inner = {**schema, "allOf": [inner]}
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("schema", "arguments"),
+    [
+        (_doubling(60), {"x": 1}),
+        (_nested(60, {}, unevaluatedProperties=True), {"x": 1}),
+        ({"anyOf": [{"type": "string"}] * 30_000}, {"x": "long " * 100_000}),
+    ],
+    ids=["references", "unevaluated", "errors"],
+)
+def test_check_gives_up_on_a_schema_that_takes_too_long(schema: Any, arguments: Any) -> None:
+    registry = ToolRegistry([Tool("f", "", {"type": "object", **schema})])
+    start = time.perf_counter()
+    assert registry.check(ToolCall("f", arguments)) == (
+        "arguments of f cannot be checked: it would take too long"
+    )
+    assert time.perf_counter() - start < 30.0
+    assert ToolRegistry([Tool("f", "", {"type": "object"})]).check(ToolCall("f", arguments)) is None
+
+
+def test_references_to_anchors_are_left_out_of_the_check() -> None:
+    properties = {"x": {"type": "integer", "$anchor": "x"}, "y": {"$ref": "#x"}}
+    properties |= {f"z{i}": {"$ref": f"#z{i}"} for i in range(10_000)}
+    start = time.perf_counter()
+    registry = ToolRegistry([Tool("f", "", {"type": "object", "properties": properties})])
+    assert registry.check(ToolCall("f", {"x": 1, "y": "a", "z0": "b"})) is None
+    assert time.perf_counter() - start < 30.0
+
+
+def test_pattern_that_is_long_is_not_looked_at() -> None:
+    pattern = "(?#" + "[" * 100_000 + ")a"
+    properties = {"x": {"type": "string", "pattern": pattern}}
+    registry = ToolRegistry([Tool("f", "", {"type": "object", "properties": properties})])
+    start = time.perf_counter()
+    assert registry.check(ToolCall("f", {"x": "b"})) is None
+    assert time.perf_counter() - start < 10.0
 
 
 def test_check_enforces_patterns_that_are_quick() -> None:

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from matchtir import CreditConfig, assign_credit
 from matchtir.cli import main
 from matchtir.errors import InputError
 from matchtir.files import read_rollouts, sample_path
+from matchtir.report.inspector import watch
 from matchtir.report.inspector.charts import Line, line_chart, stacked_chart
 from matchtir.report.inspector.rollouts import Shown, describe
 from matchtir.report.inspector.run import rollout_charts, run_charts
@@ -461,6 +463,33 @@ def test_no_text_of_a_rollout_can_end_the_element_that_holds_it(tmp_path: Path) 
     assert details_of(page)[0]["calls"][0]["arguments"] == {bad: bad}
 
 
+def test_page_of_a_run_is_not_written_where_a_link_leads(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.write_text("mine")
+    (run_folder / "report.html").symlink_to(other)
+    assert main(["report", str(run_folder)]) == 2
+    assert "report.html is a link, which leads out of the run; expected -o" in capsys.readouterr().err
+    assert other.read_text() == "mine"
+
+
+def test_names_in_charts_are_no_formulas_and_no_markup() -> None:
+    kinds = {"reward/$\\frac{$": 0.2, "reward/<script>\u202e\x1b": 0.3}
+    (chart,) = run_charts([{"step": step, **kinds} for step in (1, 2)], {})
+    assert r"$\frac{$" in chart.svg
+    assert r"&lt;script&gt;\u202e\x1b" in chart.svg
+    assert r"<script>\u202e\x1b" in chart.table["columns"]
+
+
+def test_text_above_the_rollouts_has_no_direction_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "rows\u202eevil.jsonl"
+    path.write_text(sample_path().read_text().splitlines()[0] + "\n{}\n")
+    page = written(tmp_path, str(path), code=1)
+    assert "\\u202eevil.jsonl, line 2" in page
+    assert "\u202e" not in page
+
+
 # Served
 
 
@@ -507,6 +536,42 @@ def test_server_answers_to_its_own_name_and_paths_only() -> None:
         assert asked(server.url, Host="127.0.0.1.evil.example")[0] == 403
         assert asked(server.url + "../etc/passwd")[0] == 404
         assert asked(server.url + "rollouts")[0] == 404
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "::ffff:127.0.0.1", "a-name-of-this-machine"])
+def test_server_takes_any_name_of_this_machine_for_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    look_up = socketserver.TCPServer.server_bind
+
+    def server_bind(server: Any) -> None:
+        if server.server_address[0].startswith("a-name"):
+            server.server_address = ("127.0.0.1", 0)
+        look_up(server)
+
+    monkeypatch.setattr(socketserver.TCPServer, "server_bind", server_bind)
+    try:
+        server = PageServer(host, 0, lambda: "1", lambda: "page")
+    except InputError as error:
+        pytest.skip(str(error))
+    with server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/"
+        assert server.loopback
+        assert asked(url, Host="evil.example")[0] == 403
+        assert asked(url, Host=f"[{host}]:1" if ":" in host else f"{host}:1")[0] == 200
+        server.shutdown()
+
+
+def test_server_lets_go_of_who_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watch._Handler.timeout == 60.0
+    monkeypatch.setattr(watch._Handler, "timeout", 0.1)
+    with (
+        served(lambda: "1", lambda: "page") as server,
+        socket.create_connection(server.server_address[:2], timeout=10) as silent,
+    ):
+        silent.sendall(b"GET / HT")
+        assert silent.recv(1) == b""
 
 
 def test_server_changes_nothing_when_posted_to() -> None:

@@ -316,6 +316,9 @@ def test_hostile_rollout_does_nothing_and_is_shown_as_text(browser: Any, hostile
     assert "U+202Eevil" in text  # what turns or hides the text is named instead
     assert "zeroU+200Bwidth" in text
     assert text.replace("U+202E", "\u202e").startswith(HOSTILE[:150])
+    hidden = "a\U000e0041\u3164\u034f\t\u00e9\u200d\u2764\ufe0f\U0001f600"  # tags spell words
+    shown = page.evaluate("text => shown(text).textContent", hidden)
+    assert shown == "aU+E0041U+3164U+034F" + hidden[4:]
     assert page.locator("#list tbody th bdi").first.text_content() == text
     assert "U+202Eevil" in page.locator("#list tbody .col-kind").first.text_content()
     for b in (0, 1):

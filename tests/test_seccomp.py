@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from matchtir.evals.bfcl.driver.confinement import denying_program
 from matchtir.tools.sandbox.worker import seccomp
 
 ALLOW, REFUSE, NONE, KILL = "allow", "EPERM", "ENOSYS", "kill"
 ACTIONS = {0x7FFF0000: ALLOW, 0x50000 | errno.EPERM: REFUSE, 0x50000 | errno.ENOSYS: NONE, 0x80000000: KILL}
+ACTIONS[0x50000] = "errno 0"
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "i386": 0x40000003, "arm": 0x40000028}
 # A few numbers, looked up by hand in Linux's tables, of what must never be allowed.
 DANGEROUS = {
@@ -178,8 +180,10 @@ def test_child_that_may_copy_itself_may_fork_and_no_more(machine):
 
     sigchld, parent = 17, 0x8000
     assert by("clone", sigchld | parent) == ALLOW
-    for flag in (0x100, 0x4000, 0x10000, 0x20000, 0x10000000):
-        assert by("clone", sigchld | flag) == REFUSE, hex(flag)
+    for flag in (1 << k for k in range(32) if 1 << k not in (0x1, 0x10, parent)):
+        assert by("clone", sigchld | parent | flag) == REFUSE, hex(flag)
+    sigcont = 18
+    assert by("clone", sigchld) == by("clone", sigcont) == by("clone", sigcont | parent) == REFUSE
     set_death_signal, set_name, set_dumpable = 1, 15, 4
     assert by("prctl", set_death_signal, 9) == ALLOW
     assert by("prctl", set_name) == by("prctl", set_dumpable) == REFUSE
@@ -189,6 +193,33 @@ def test_child_that_may_copy_itself_may_fork_and_no_more(machine):
     assert verdicts.get("prctl", REFUSE) == REFUSE  # without an argument
     for name in ("kill", "sendmsg", "socketpair", "dup3", "prlimit64"):
         assert by(name) == REFUSE, name
+
+
+@machines
+def test_confined_benchmark_has_the_sockets_that_landlock_knows(machine):
+    code = denying_program(machine)
+    socket, send, limit, chmod, listen = {
+        "x86_64": (41, 44, 302, 268, 50),
+        "aarch64": (198, 206, 261, 53, 201),
+    }[machine]
+
+    def does(number: int, *arguments: int) -> str:
+        return run(code, number, AUDIT[machine], arguments)
+
+    unix, internet, internet6, vsock = 1, 2, 10, 40
+    stream, tcp, udp, multipath, fast_open = 1, 6, 17, 262, 0x20000000
+    for family in (internet, internet6):
+        for protocol in (0, tcp, udp):
+            assert does(socket, family, stream, protocol) == ALLOW
+        assert does(socket, family, stream, multipath) == REFUSE
+    assert does(socket, unix, stream) == does(socket, vsock, stream) == does(listen) == REFUSE
+    assert does(send, 3, 0, 0, 0x4000) == ALLOW
+    assert does(send, 3, 0, 0, 0x4000 | fast_open) == REFUSE
+    assert does(limit, 0) == ALLOW
+    assert does(limit, 1) == REFUSE
+    assert does(chmod) == "errno 0"
+    assert does(1) == ALLOW
+    assert does(socket + 0x1000) == ALLOW
 
 
 @machines

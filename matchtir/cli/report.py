@@ -124,6 +124,8 @@ def _of_run(folder: Path, args: argparse.Namespace, config: CreditConfig, tokens
 
     if not args.watch:
         output = _output(args.output or folder / "report.html")
+        if args.output is None and output.is_symlink():  # a folder from elsewhere says nothing of other files
+            raise InputError(f"{output} is a link, which leads out of the run; expected -o")
         report, code = _run_report(folder, settings, args, tokens)
         _write(output, render(report, version=_own_version()), len(report.details))
         return code

@@ -17,9 +17,13 @@ RawRow = tuple[int, str, Any]
 READ_ERRORS = (OSError, EOFError, zlib.error)
 """What reading a stream, gzipped or not, may raise."""
 
+LONGEST = 64 << 20
+"""Bytes of a row, or characters: a small gzip file may hold rows of any length."""
+
 _CHUNK = 1 << 20
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _CUT = "the file cannot be read on from here"
+_TOO_LONG = f"is longer than {LONGEST >> 20} MiB; nothing after it can be read"
 
 
 def json_error(error: ValueError | RecursionError) -> RowError:
@@ -38,15 +42,18 @@ def cut_off(name: str, row: int, reason: str) -> RawRow:
 
 def json_lines(stream: BinaryIO, name: str) -> Iterator[RawRow]:
     """Rows of a file with one JSON value a line; empty lines are skipped."""
-    row = 0
-    lines = enumerate(stream, 1)
+    row = number = 0
     while True:
         try:
-            number, line = next(lines, (0, b""))
+            line = stream.readline(LONGEST + 1)
         except READ_ERRORS as error:
             yield cut_off(name, row, f"{_CUT}: {error}")
             return
-        if not number:
+        if not line:
+            return
+        number += 1
+        if len(line) > LONGEST:
+            yield cut_off(name, row, f"line {number} {_TOO_LONG}")
             return
         if not line.strip():
             continue
@@ -57,6 +64,10 @@ def json_lines(stream: BinaryIO, name: str) -> Iterator[RawRow]:
             value = json_error(error)
         yield row, f"{name}, line {number} (row {row})", value
         row += 1
+
+
+class _TooLongError(Exception):
+    """A row of an array is longer than a row may be."""
 
 
 class _ArrayScanner:
@@ -74,6 +85,8 @@ class _ArrayScanner:
         if self._ended:
             return False
         left = self._text[self._at :]
+        if len(left) > LONGEST:
+            raise _TooLongError
         piece = self._stream.read(max(_CHUNK, len(left)))
         self._ended = not piece
         self._text, self._at = left + self._utf8.decode(piece, final=self._ended), 0
@@ -142,5 +155,7 @@ def json_array(stream: BinaryIO, name: str) -> Iterator[RawRow]:
         yield cut_off(name, row, f"{reason}; nothing after it can be read")
     except (ValueError, RecursionError) as error:
         yield cut_off(name, row, f"{json_error(error)}; nothing after it can be read")
+    except _TooLongError:
+        yield cut_off(name, row, f"the row {_TOO_LONG}")
     except READ_ERRORS as error:
         yield cut_off(name, row, f"{_CUT}: {error}")

@@ -6,7 +6,8 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -24,6 +25,9 @@ _MAX_ERRORS = 5
 _MAX_VALUE = 80  # characters shown of a value, or of a name that the model made up
 _MAX_UNIQUE = 1_000  # items of an array that `uniqueItems` compares; it takes the square of them
 _MAX_REGEX_STEPS = 1e7  # a tenth of a second
+_MAX_REGEX = 1_000  # characters of a pattern; to look at one takes the square of them
+_MAX_STEPS = 100_000  # keywords of a schema that one check looks at; a second or two
+_STEP_MESSAGE = 64  # characters of an error, which shows a whole value, that count as one step
 
 _TYPE_NAMES = {
     "dict": "object",
@@ -45,8 +49,9 @@ _SCHEMAS |= {"propertyNames", "not", "if", "then", "else"}
 _NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _COUNTS = {"minLength", "maxLength", "minItems", "maxItems", "minContains", "maxContains"}
 _COUNTS |= {"minProperties", "maxProperties"}
-# A schema's own address and dialect would let it leave this document and this check.
-_NEVER = {"$id", "$schema", "patternProperties"}
+# A schema's own address and dialect would let it leave this document and this check; each reference to
+# an anchor would have the whole document searched.
+_NEVER = {"$id", "$schema", "$anchor", "$dynamicAnchor", "patternProperties"}
 
 # A regular expression's escapes and classes, which are one character each; its groups that repeat, or
 # that comments and free spacing may hide; its loops; its forks.
@@ -81,7 +86,7 @@ def validator_of(text: str) -> Any:
 
 @lru_cache(maxsize=1)
 def _validator_class() -> Any:
-    """The validator of draft 2020-12, but for what a model's value could make slow."""
+    """The validator of draft 2020-12, but for what a model's value or the schema could make slow."""
     try:
         jsonschema = importlib.import_module("jsonschema")
     except ImportError:
@@ -97,7 +102,34 @@ def _validator_class() -> Any:
         if isinstance(instance, list) and len(instance) <= _MAX_UNIQUE:
             yield from unique_items(validator, value, instance, schema)
 
-    return jsonschema.validators.extend(base, {"pattern": quick_pattern, "uniqueItems": quick_unique_items})
+    keywords = {**base.VALIDATORS, "pattern": quick_pattern, "uniqueItems": quick_unique_items}
+    return jsonschema.validators.extend(base, {name: _counted(check) for name, check in keywords.items()})
+
+
+class _TooLongError(Exception):
+    """A check takes more steps than it may: schemas that refer to one another can ask for 2^n."""
+
+
+_left = threading.local()  # of the steps of this thread's check
+
+
+def _counted(check: Callable[..., Any]) -> Callable[..., Any]:
+    """A keyword's check that counts as a step, and its errors as more."""
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        _spend(1)
+        for error in check(*arguments) or ():
+            _spend(len(error.message) // _STEP_MESSAGE)
+            yield error
+
+    return counted
+
+
+def _spend(steps: int) -> None:
+    """Take steps from those that are left."""
+    _left.steps -= steps
+    if _left.steps < 0:
+        raise _TooLongError
 
 
 def _is_quick(pattern: str, length: int) -> bool:
@@ -106,6 +138,8 @@ def _is_quick(pattern: str, length: int) -> bool:
     Without a repeated group, each loop stops at one of the string's places and each fork takes one of two
     ways, so steps <= (length + 1)^(1 + loops) * 2^forks; with one, they may grow as a power of the length.
     """
+    if len(pattern) > _MAX_REGEX:
+        return False
     bare = _REGEX_ATOM.sub("x", pattern)
     if _REGEX_REPEATED_GROUP.search(bare):
         return False
@@ -163,7 +197,7 @@ def _is_allowed(key: str, value: Any) -> bool:
         return isinstance(value, dict) and all(map(_is_strings, value.values()))
     if key == "pattern":
         return isinstance(value, str) and _is_regex(value)
-    expected = {"enum": list, "uniqueItems": bool, "$anchor": str, "$dynamicAnchor": str}.get(key, object)
+    expected = {"enum": list, "uniqueItems": bool}.get(key, object)
     return isinstance(value, expected)
 
 
@@ -182,8 +216,8 @@ def _is_regex(pattern: str) -> bool:
 
 
 def _resolves(resolver: Any, reference: Any) -> bool:
-    """Whether a reference leads to a schema of the same document."""
-    if not isinstance(reference, str) or not reference.startswith("#"):
+    """Whether a reference leads, by its path, to a schema of the same document."""
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
         return False
     try:
         found = resolver.lookup(reference).contents
@@ -196,9 +230,12 @@ def fault_of(validator: Any, arguments: Mapping[str, Any]) -> str | None:
     """What follows "arguments of the tool" where they do not fit its schema."""
     if _is_deep(arguments):
         return f" are nested too deeply; at most {MAX_DEPTH} levels"
+    _left.steps = _MAX_STEPS
     try:
         errors = validator.iter_errors(dict(arguments))
         found = [_described(error, error.absolute_path) for error in islice(errors, _MAX_ERRORS + 1)]
+    except _TooLongError:
+        return " cannot be checked: it would take too long"
     except Exception as error:
         # A number too large to divide, a schema that refers to itself: the check gives up, nobody else does.
         return f" cannot be checked: {type(error).__name__}"

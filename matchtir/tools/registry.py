@@ -34,8 +34,9 @@ class ToolRegistry(Mapping[str, Tool]):
     InputError
         If a tool has no name, two have the same, or its parameters are no JSON schema of type ``object``.
         A part of a schema that JSON Schema does not allow (a boolean `required` in a property, a type that
-        does not exist, a `$ref` to another document or to nothing) is left out of the check; the model sees
-        the schema as it came. Common names of types (``dict``, ``float``, ``int``, …) are understood.
+        does not exist, a `$ref` to another document, an anchor or nothing) is left out of the check; the
+        model sees the schema as it came. Common names of types (``dict``, ``float``, ``int``, …) are
+        understood.
     ImportError
         If `jsonschema` is not installed.
 
@@ -111,7 +112,8 @@ class ToolRegistry(Mapping[str, Tool]):
             `format` is not checked. An argument that the schema does not name is refused only where the
             schema says so (`additionalProperties`): sources may take more than their schema tells, and
             Python's own error about an unknown keyword is as clear. A `pattern` is checked only where no
-            string can make it slow; so are `uniqueItems` up to 1,000 items; `patternProperties` never.
+            string can make it slow; so are `uniqueItems` up to 1,000 items; `patternProperties` never. Where
+            the check takes too many steps, as schemas that refer to one another can, the call is refused.
         """
         if call.malformed is not None:
             named = f" of {shortened(call.name)}" if call.name else ""

@@ -29,6 +29,7 @@ NO_KEY = "none"
 _START = Path(__file__).parent / "driver" / "start.py"
 _PACKAGE = Path(__file__).parents[2]
 _WEB_PORTS = (80, 443)
+_LONGEST_EVENT = 64 << 20  # bytes; what was confined may be anything by now
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 # What the driver gets of this process's environment; keys and tokens are given one by one.
 _PASSED = (
@@ -275,7 +276,7 @@ def _see(log: str) -> str:
 def _events(process: subprocess.Popen[bytes], working: list[tuple[str, float]]) -> Iterator[Event | None]:
     """What the driver writes, line by line; None once the time limit is over."""
     assert process.stdout is not None
-    rest = b""
+    rest = bytearray()
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
@@ -287,6 +288,20 @@ def _events(process: subprocess.Popen[bytes], working: list[tuple[str, float]]) 
             read = os.read(process.stdout.fileno(), 1 << 16)
             if not read:
                 return
-            *lines, rest = (rest + read).split(b"\n")
+            rest += read
+            *lines, rest = rest.split(b"\n") if b"\n" in read else [rest]
+            if len(rest) > _LONGEST_EVENT:
+                raise DriverError("bfcl-eval's process says more than it may")
             for line in lines:
-                yield json.loads(line)
+                yield _event(bytes(line))
+
+
+def _event(line: bytes) -> Event:
+    """An event from its line. Raises DriverError."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        event = None
+    if not isinstance(event, dict):
+        raise DriverError(f"bfcl-eval's process says what is no event: {line[:80]!r}")
+    return event

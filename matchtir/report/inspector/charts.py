@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..learning_curve import smoothed
+from ..terminal import printable
 
 _SIZE = (5.2, 2.9)  # inches
 # Okabe and Ito's colours, told apart by everybody; the page's style sheet may set others.
@@ -74,7 +75,7 @@ def line_chart(
     """
     figure, axes = _figure()
     for k, line in enumerate(lines):
-        colour = _SERIES[k % len(_SERIES)]
+        colour, name = _SERIES[k % len(_SERIES)], _label(line.name)
         at, y = np.array(line.x, dtype=float), _numbers(line.y)
         if line.low is not None and line.high is not None:
             low, high = _numbers(line.low), _numbers(line.high)
@@ -84,9 +85,9 @@ def line_chart(
         if line.smooth and len(at) > 10:
             window = max(3, len(at) // 12) | 1
             axes.plot(*_thin(at, y), color=colour, alpha=0.35, linewidth=0.8)
-            axes.plot(*_thin(at, smoothed(y, window)), color=colour, linewidth=1.8, label=line.name)
+            axes.plot(*_thin(at, smoothed(y, window)), color=colour, linewidth=1.8, label=name)
         else:
-            axes.plot(*_thin(at, y), color=colour, linewidth=1.6, marker="o", markersize=3, label=line.name)
+            axes.plot(*_thin(at, y), color=colour, linewidth=1.6, marker="o", markersize=3, label=name)
     _finish(axes, x, share, legend=len(lines) > 1)
     if any(line.smooth and len(line.x) > 10 for line in lines):
         note = "; ".join(filter(None, (note, "pale: single steps")))
@@ -98,7 +99,7 @@ def stacked_chart(
 ) -> Chart:
     """Parts of a whole over x, one above the other."""
     figure, axes = _figure()
-    axes.stackplot(x, *parts.values(), labels=list(parts), colors=_SERIES, linewidth=0)
+    axes.stackplot(x, *parts.values(), labels=list(map(_label, parts)), colors=_SERIES, linewidth=0)
     _finish(axes, label, False, legend=True)
     lines = [Line(name, x, list(values)) for name, values in parts.items()]
     return Chart(id, title, "", _svg(figure, id), _table(label, lines))
@@ -112,6 +113,11 @@ def _figure() -> tuple[Any, Any]:
         raise ImportError('a report needs matplotlib: pip install "matchtir[report]"') from error
     figure = Figure(figsize=_SIZE, layout="constrained")
     return figure, figure.subplots()
+
+
+def _label(name: str) -> str:
+    """A name as a legend shows it, which takes text between two dollars for a formula."""
+    return printable(name).replace("$", r"\$")
 
 
 def _finish(axes: Any, x: str, share: bool, legend: bool) -> None:
@@ -157,7 +163,7 @@ def _table(x: str, lines: Sequence[Line]) -> dict[str, list[Any]]:
         if line.low is not None and line.high is not None:
             series += [(f"{line.name}, low", line.low), (f"{line.name}, high", line.high)]
         for name, values in series:
-            columns.append(name)
+            columns.append(printable(name))
             cells.append(dict(zip(line.x, values, strict=True)))
     places = sorted({value for line in lines for value in line.x})
     if len(places) > _ROWS:

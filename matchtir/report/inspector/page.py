@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+from ..terminal import printable
 from .charts import Chart
 
 CHUNK = 50
@@ -101,13 +102,13 @@ def render(report: Report, *, version: str, live: bool = False, state: str | Non
         lstrip_blocks=True,
     )
     return environment.get_template("page.html.j2").render(
-        title=report.title,
+        title=printable(report.title),
         version=version,
         live=live,
         facts=[{"label": label, "value": value, "note": note} for label, value, note in report.facts],
-        settings=report.settings,
+        settings=[(printable(name), printable(text)) for name, text in report.settings],
         charts=[{**vars(chart), "svg": Markup(chart.svg)} for chart in report.charts],
-        broken=report.broken,
+        broken=list(map(printable, report.broken)),
         index_json=Markup(_safe(json.dumps(index, allow_nan=False))),
         chunks=list(_chunks(report.details)),
         css=Markup(texts["page.css"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 from ...errors import InputError
 
 _FRESH_SECONDS = 2.0
+_PATIENCE_SECONDS = 60.0
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _PORT = re.compile(r":\d*$")
 
@@ -50,8 +52,10 @@ class PageServer(ThreadingHTTPServer):
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"host {host!r}, port {port}: {reason}") from error
-        self.names = (*_LOOPBACK, f"[{host}]" if ":" in host else host)
-        self.loopback = host.startswith("127.") or host in ("localhost", "::1")
+        self.names = (*_LOOPBACK, f"[{host}]" if ":" in host else host.lower())
+        # By the address, for any name may lead to this machine.
+        address = ipaddress.ip_address(str(self.server_address[0]).partition("%")[0])
+        self.loopback = (getattr(address, "ipv4_mapped", None) or address).is_loopback
         self._version, self._page = version, page
         self._lock = threading.Lock()
         self._looked, self._named, self._text = float("-inf"), "", b""
@@ -74,16 +78,17 @@ class PageServer(ThreadingHTTPServer):
             return self._named.encode() if version_only else self._text
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that leaves in the middle of an answer is no fault."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
+        """A browser that leaves in the middle of an answer, or does not take it, is no fault."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer
+    timeout = _PATIENCE_SECONDS  # of who connects and asks nothing: each connection has a thread
 
     def do_GET(self) -> None:
-        name = _PORT.sub("", self.headers.get("Host") or "")
+        name = _PORT.sub("", self.headers.get("Host") or "").lower()
         if self.server.loopback and name not in self.server.names:
             self._answer(403, b"this address is not served under that name\n")
         elif self.path not in ("/", "/version"):

@@ -1,8 +1,8 @@
 """Confines the driver: what it may read, write and connect to, and which system calls it may not make.
 
-Files by path and TCP are Landlock's, by rules; programs and debugging are seccomp's. Not covered: UDP, unix
-sockets with a name, and reading what the rules let it read. References: as the sandbox's `landlock.py` and
-`seccomp.py`.
+Files by path and TCP are Landlock's, by rules; programs, debugging, and what would reach the network past
+Landlock (other kinds of sockets, connecting by sending) are seccomp's. Not covered: UDP, and reading what the
+rules let it read. References: as the sandbox's `landlock.py` and `seccomp.py`.
 """
 
 from __future__ import annotations
@@ -78,12 +78,56 @@ _DENIED: Mapping[str, tuple[int | None, int | None]] = {
     "keyctl": (250, 219),
     "add_key": (248, 217),
     "request_key": (249, 218),
+    "listen": (50, 201),
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+    "pidfd_getfd": (438, 438),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
 }
+# Landlock has no word for a file's mode and times. These do nothing, and say that they did: what copies or
+# locks files calls them, and none of it depends on them.
+_IDLE: Mapping[str, tuple[int | None, int | None]] = {
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+}
+# What arguments may be: an argument's number and its values. Other families and protocols reach the network
+# past Landlock, MPTCP above all, and unix sockets whatever listens on this machine.
+_UNSPECIFIED, _TCP, _UDP = 0, 6, 17
+_INTERNET, _INTERNET6, _NETLINK = 2, 10, 16
+_ONLY: Mapping[tuple[int, int], Sequence[tuple[int, tuple[int, ...]]]] = {
+    (41, 198): [(0, (_INTERNET, _INTERNET6, _NETLINK)), (2, (_UNSPECIFIED, _TCP, _UDP))],  # socket
+    (302, 261): [(0, (0,))],  # prlimit64: its own limits
+}
+# Sending with MSG_FASTOPEN connects, and Landlock is not asked: sendto, sendmsg and sendmmsg, and the number
+# of the argument with flags.
+_FAST_OPEN = 0x20000000
+_SENDING: Mapping[tuple[int, int], int] = {(44, 206): 3, (46, 211): 2, (307, 269): 3}
 _CLONE, _CLONE3 = {"x86_64": 56, "aarch64": 220}, 435
 _CLONE_THREAD = 0x10000
 _LOAD, _EQUAL, _AT_LEAST, _SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
-_NO_SUCH_CALL = 0x00050000 | errno.ENOSYS
+_NO_SUCH_CALL, _DONE = 0x00050000 | errno.ENOSYS, 0x00050000
+_CAP_DAC_OVERRIDE = 1 << 1  # root in a container that writes to a folder of somebody else
 
 
 def confine_process(
@@ -115,6 +159,7 @@ def confine_process(
             resource.setrlimit(limit, (value, value))
     if not confine.no_new_privileges():
         missing.append("it could gain privileges")
+    confine.drop_capabilities(_CAP_DAC_OVERRIDE)
     try:
         version = _restrict(read, write, connect)
         if version < _TCP_VERSION and connect is not None:
@@ -180,7 +225,7 @@ def _system_call(number: int, *arguments: object) -> int:
 
 
 def denying_program(machine: str) -> bytes:
-    """The filter as ``struct sock_filter[]``: all calls but the denied ones, and threads but no processes."""
+    """The filter as ``struct sock_filter[]``: all calls but those above, and threads but no processes."""
     column = list(seccomp.MACHINES).index(machine)
     numbers = [number for calls in _DENIED.values() if (number := calls[column]) is not None]
     code: list[tuple[int, int, int, int]] = [
@@ -193,6 +238,20 @@ def denying_program(machine: str) -> bytes:
         code += [(_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL)]
     for number in numbers:
         code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _REFUSE)]
+    for calls in _IDLE.values():
+        if (idle := calls[column]) is not None:
+            code += [(_EQUAL, 0, 1, idle), (_RETURN, 0, 0, _DONE)]
+    for calls, conditions in _ONLY.items():
+        block = [line for condition in conditions for line in _only(*condition)]
+        code += [(_EQUAL, 0, len(block) + 1, calls[column]), *block, (_RETURN, 0, 0, _ALLOW)]
+    for calls, argument in _SENDING.items():
+        code += [
+            (_EQUAL, 0, 4, calls[column]),
+            (_LOAD, 0, 0, 16 + 8 * argument),
+            (_SET, 0, 1, _FAST_OPEN),
+            (_RETURN, 0, 0, _REFUSE),
+            (_RETURN, 0, 0, _ALLOW),
+        ]
     # The flags of clone3 stand in memory, which a filter cannot read; the C library falls back to clone.
     code += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _NO_SUCH_CALL)]
     code += [
@@ -203,6 +262,12 @@ def denying_program(machine: str) -> bytes:
         (_RETURN, 0, 0, _ALLOW),
     ]
     return b"".join(struct.pack("HBBI", *line) for line in code)
+
+
+def _only(argument: int, values: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """Lines that refuse a call unless an argument has one of these values."""
+    tests = [(_EQUAL, len(values) - k, 0, value) for k, value in enumerate(values)]
+    return [(_LOAD, 0, 0, 16 + 8 * argument), *tests, (_RETURN, 0, 0, _REFUSE)]
 
 
 class _Program(ctypes.Structure):

@@ -2,11 +2,11 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-// What a reader would not see, or what would turn the text around it: controls, zero-width, direction.
-// The joiners U+200C and U+200D are left, since scripts and emoji need them.
-const CONTROLS = "\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f";
-const FORMATS = "\\u00ad\\u061c\\u180e\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff";
-const UNSEEN = new RegExp(`[${CONTROLS}${FORMATS}]`, "g");
+// What a reader would not see, or what would turn the text around it: controls, zero-width, direction, tags.
+// The joiners U+200C and U+200D and the variation selectors are left, since scripts and emoji need them.
+const SEEN = "\\t\\n\\u200c\\u200d\\ufe00-\\ufe0f";
+const CLASSES = "\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}\\p{Default_Ignorable_Code_Point}";
+const UNSEEN = new RegExp(`(?![${SEEN}])[${CLASSES}]`, "gu");
 
 function byId(id) {
   return document.getElementById(id);
@@ -38,9 +38,9 @@ function shown(value) {
   let from = 0;
   for (const match of text.matchAll(UNSEEN)) {
     if (match.index > from) fragment.append(text.slice(from, match.index));
-    const code = match[0].charCodeAt(0).toString(16).toUpperCase().padStart(4, "0");
+    const code = match[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
     fragment.append(el("span", { class: "unseen", title: "unseen character" }, `U+${code}`));
-    from = match.index + 1;
+    from = match.index + match[0].length;
   }
   if (from < text.length) fragment.append(text.slice(from));
   return fragment;

@@ -57,17 +57,23 @@ def drop_privileges() -> str:
         for step in steps:
             with contextlib.suppress(OSError):  # no such user in this container, or no right to change
                 step()
-    dropped = _drop_capabilities()
+    dropped = drop_capabilities()
     prctl(_PR_SET_DUMPABLE, 0)
     return f"user {os.geteuid()}, group {os.getegid()}" + (", capabilities dropped" if dropped else "")
 
 
-def _drop_capabilities() -> bool:
-    """Empty the effective, permitted and inheritable sets; whether that was done."""
+def drop_capabilities(keep: int = 0) -> bool:
+    """Empty the effective, permitted and inheritable sets; whether that was done.
+
+    The capabilities of `keep`, bits below 32, stay effective where this process has them all.
+    """
     if sys.platform != "linux":
         return False
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION, 0)
-    return int(_libc.capset(header, (ctypes.c_uint32 * 6)())) == 0
+    for kept in dict.fromkeys((keep, 0)):
+        if int(_libc.capset(header, (ctypes.c_uint32 * 6)(kept, kept))) == 0:
+            return True
+    return False
 
 
 def limit_descriptors() -> None:

@@ -181,10 +181,16 @@ class Host(Worker):
             return wire.ERROR, _text("it was opened without branching=True")
         if len(self._kept) >= _MOST:
             return wire.ERROR, _text(_FULL)
-        ours, theirs = objects.channel_pair()
         pid = None
+        ours, theirs = objects.channel_pair()
         try:
-            kept.ask(self._pool, b"", deadline, theirs)
+            try:
+                kept.ask(self._pool, b"", deadline, theirs)
+            except TimeoutError:
+                raise
+            except OSError as error:  # objects that take no channel can make the system refuse to send more
+                kept.halt()
+                return wire.ERROR, _text(f"no process can be made: {error}")
             status, answer = kept.frame(self._pool, deadline, self._max_output)
             kept.halt()
             if status != wire.OK:

@@ -101,6 +101,7 @@ _PROT_EXEC = 4
 # CLONE_VM, VFORK, PARENT, THREAD, and all that makes a namespace: what fork() does not set.
 _NO_FORK = 0x100 | 0x4000 | 0x8000 | 0x10000 | 0x80 | 0x20000 | 0x7E000000
 _CLONE_PARENT = 0x8000
+_SIGCHLD = 17
 _AF_UNIX, _PR_SET_PDEATHSIG = 1, 1
 
 
@@ -120,7 +121,11 @@ _CONDITIONS = {
 }
 # A host's filter holds for its children too, and one that copies itself makes the copy the host's child.
 HOST_CONDITIONS = {"clone": Condition(0, _NO_FORK & ~_CLONE_PARENT)}
-BRANCHING_CONDITIONS = {**HOST_CONDITIONS, "prctl": Condition(0, number=_PR_SET_PDEATHSIG)}
+# The copy's flags are all it may give: another signal at a copy's end could wake what the host has stopped.
+BRANCHING_CONDITIONS = {
+    "clone": Condition(0, number=_CLONE_PARENT | _SIGCHLD),
+    "prctl": Condition(0, number=_PR_SET_PDEATHSIG),
+}
 """In place of the usual ones, for :data:`HOST` and :data:`BRANCHING`."""
 
 _PR_SET_SECCOMP, _FILTER_MODE = 22, 2
