@@ -43,8 +43,10 @@ class PolicyConfig:
         Recompute activations in the backward pass.
     lora_rank : int
         0 trains all weights; above 0 adapters of this rank (package peft).
-    lora_alpha, lora_dropout : float
-        Of the adapters.
+    lora_alpha : float
+        Scale of the adapters: their output is multiplied by `lora_alpha / lora_rank`.
+    lora_dropout : float
+        Dropout in front of the adapters, in [0, 1).
     lora_targets : str
         Modules that get one: "all-linear", or names with commas between.
     tool_format : str, optional
@@ -115,8 +117,14 @@ class UpdateConfig:
     micro_batch_tokens : int
         Tokens, padding included, that go through the model at a time, on each device. One longer rollout
         goes alone.
-    lr, weight_decay, beta1, beta2 : float
-        Of AdamW.
+    lr : float
+        Learning rate of AdamW.
+    weight_decay : float
+        Decoupled weight decay of AdamW.
+    beta1 : float
+        Decay of AdamW's mean of gradients.
+    beta2 : float
+        Decay of AdamW's mean of squared gradients.
     warmup_steps : int
         Optimiser steps until the learning rate is `lr`.
     schedule : {"constant", "linear", "cosine"}
