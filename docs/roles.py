@@ -1,4 +1,4 @@
-"""A hook of MkDocs: roles such as :func:`name`, which docstrings use, become links inside their page."""
+"""A hook of MkDocs: roles such as :func:`name` in docstrings become links, and their "::" a colon."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ def on_page_content(html: str, **_: Any) -> str:
         found = exact or (by_last if name.startswith("matchtir.") else [])
         return f'<a href="#{found[0]}"><code>{name}</code></a>' if found else f"<code>{name}</code>"
 
-    return ROLE.sub(plain, html)
+    return ROLE.sub(plain, html).replace("::</p>", ":</p>")

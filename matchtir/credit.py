@@ -151,6 +151,8 @@ class CreditConfig:
         also replaces the preset's integration, which is for rewards by turn. Raises ConfigError if
         there is no such preset, or a change is unknown or impossible.
 
+        Examples
+        --------
         >>> CreditConfig.preset("reference", gamma=0.95).matching
         'greedy'
         """
@@ -237,8 +239,10 @@ def assign_rewards(
 
     Parameters
     ----------
-    rollouts, config
+    rollouts : sequence of Trajectory or mapping, length B
         As for :func:`assign_credit`; groups do not matter.
+    config : CreditConfig, optional
+        As for :func:`assign_credit`.
 
     Returns
     -------

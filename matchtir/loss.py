@@ -101,6 +101,8 @@ class LossConfig:
         `changes` replace single fields. Raises ConfigError if there is no such preset, or a change is unknown
         or impossible.
 
+        Examples
+        --------
         >>> LossConfig.preset("reference", beta=0.01).aggregation
         'token_mean'
         """

@@ -195,8 +195,10 @@ class Round:
         How many of the rollout's turns, in order. 0 where the rollout ended before.
     gold_calls : int
         How many of the rollout's gold calls, in order, belong to it.
-    gold_answer, outcome
-        As those of :class:`Trajectory`, of this user turn.
+    gold_answer : str or None
+        As that of :class:`Trajectory`, of this user turn.
+    outcome : float or None
+        The same.
     """
 
     turns: int

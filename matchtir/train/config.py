@@ -266,7 +266,7 @@ class TrainConfig:
     Parameters
     ----------
     method : str
-        Preset of credit, loss and turns, see :mod:`matchtir.train.methods`. What is set besides wins.
+        Preset of credit, loss and turns, see :mod:`matchtir.methods`. What is set besides wins.
     model : str
         "embedded", "smollm2", or the name or folder of a Hugging Face model.
     tasks : str
@@ -281,8 +281,15 @@ class TrainConfig:
         Batches of rollouts.
     report_to : tuple of str
         Trackers besides the run's own files: "tensorboard", "wandb", "mlflow", "trackio".
-    policy, data, rollout, credit, loss, update, deepspeed, evaluation, checkpoint
-        The parts.
+    policy : PolicyConfig
+    data : DataConfig
+    rollout : RolloutConfig
+    credit : CreditConfig
+    loss : LossConfig
+    update : UpdateConfig
+    deepspeed : DeepSpeedConfig
+    evaluation : EvaluationConfig
+    checkpoint : CheckpointConfig
     """
 
     method: str = "matchtir-km"

@@ -330,7 +330,9 @@ class Sandbox:
         ----------
         calls : iterable of Call
             Or of tuples (source, name, arguments), as :meth:`open` takes them.
-        branching, timeout
+        branching : bool
+            As for :meth:`open`.
+        timeout : float, optional
             As for :meth:`open`.
 
         Returns
