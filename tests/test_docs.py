@@ -10,6 +10,7 @@ import contextlib
 import doctest
 import importlib.util
 import io
+import json
 import os
 import pkgutil
 import re
@@ -128,6 +129,12 @@ def in_a_process(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_every_block_names_its_language() -> None:
     known = {"python", "sh", "console", "json", "text", "yaml"}
     assert [(one.page, one.line, one.language) for one in BLOCKS if one.language not in known] == []
+
+
+def test_json_blocks_are_json() -> None:
+    assert of("json")
+    for block in of("json"):
+        json.loads(block.text)
 
 
 @pytest.mark.parametrize("page", sorted({one.page for one in of("python", "sh") if one.reason is None}))
