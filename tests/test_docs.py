@@ -310,3 +310,12 @@ def test_site_has_the_reference(site: Path) -> None:
             asked += len(members)
     assert asked > 30
     assert missing == []
+
+
+def test_site_shows_docstrings_and_pages_as_they_are_meant(site: Path) -> None:
+    for page in sorted(site.rglob("*.html")):
+        html = page.read_text(encoding="utf-8")
+        assert html.count("<h1") == 1 or page.name == "404.html", f"{page}: a line of text became a title"
+        assert not re.search(r":(?:func|class|meth|mod|data|attr|exc):", html), f"{page}: a role is left"
+        assert "<p>====" not in html, f"{page}: a table in RST markup"
+        assert not re.search(r"<blockquote>\s*<blockquote>", html), f"{page}: an example outside of Examples"
