@@ -87,7 +87,7 @@ def match(
         Gold call of each predicted call, or -1. Under sinkhorn the gold call with the largest
         ``Z_ij S_ij``, the first of equals, or -1 where all are 0.
     call_rewards : Ragged of float64
-        One a predicted call. Without gold calls, -penalty (hard) or 0 (soft).
+        One per predicted call. Without gold calls, -penalty (hard) or 0 (soft).
 
     Raises
     ------

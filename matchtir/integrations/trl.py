@@ -184,7 +184,7 @@ class _All:
 
 
 class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
-    """TRL's trainer, whose advantages are those of MatchTIR: one a turn.
+    """TRL's trainer, whose advantages are those of MatchTIR: one per turn.
 
     The arguments are TRL's. `reward_funcs` may be left out; a reward "matchtir", the trajectory's return, is
     added to it, and the other reward functions, times their weights, add to the trajectory level. `args` may

@@ -86,8 +86,10 @@ class DataConfig:
         Of the embedded tasks. The calendar needs a policy of its own (`matchtir warmstart --mix calendar`).
     seed : int
         Of the embedded tasks. Their order is drawn from the run's own seed.
-    limit, eval_limit : int, optional
-        Only so many training tasks, evaluation tasks, from the first.
+    limit : int, optional
+        Train on the first so many tasks only.
+    eval_limit : int, optional
+        Evaluate on the first so many tasks only.
     """
 
     mix: Literal["sparse", "easy", "calendar"] = "sparse"
@@ -107,7 +109,7 @@ class UpdateConfig:
     Parameters
     ----------
     prompts : int
-        Tasks a step.
+        Tasks per step.
     group_size : int
         Rollouts of each task.
     minibatches : int
