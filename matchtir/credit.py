@@ -71,8 +71,12 @@ class CreditConfig:
         λ >= 0: an unmatched call gets -λ. Hard matching only.
     cost : {"linear", "normalized", "exponential"}
         Cost of the transport: -S, 1 - S rescaled to [0, 1], or -exp(S). Soft matching only.
-    reg, tol, max_iter : float, float, int
-        Entropic regularisation, and when the transport's iteration stops. Soft matching only.
+    reg : float
+        Entropic regularisation of the transport; above 0. Soft matching only.
+    tol : float
+        Violation of the marginals, summed over the calls, at which the transport has converged. Soft only.
+    max_iter : int
+        Most iterations of the transport. Soft matching only.
     value_match : {"exact", "normalized"}
         When two values are equal: as JSON, or also ignoring case and surrounding space of strings.
     name_match : {"exact", "casefold"}
@@ -147,6 +151,8 @@ class CreditConfig:
         also replaces the preset's integration, which is for rewards by turn. Raises ConfigError if
         there is no such preset, or a change is unknown or impossible.
 
+        Examples
+        --------
         >>> CreditConfig.preset("reference", gamma=0.95).matching
         'greedy'
         """
@@ -233,8 +239,10 @@ def assign_rewards(
 
     Parameters
     ----------
-    rollouts, config
+    rollouts : sequence of Trajectory or mapping, length B
         As for :func:`assign_credit`; groups do not matter.
+    config : CreditConfig, optional
+        As for :func:`assign_credit`.
 
     Returns
     -------

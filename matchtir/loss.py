@@ -101,6 +101,8 @@ class LossConfig:
         `changes` replace single fields. Raises ConfigError if there is no such preset, or a change is unknown
         or impossible.
 
+        Examples
+        --------
         >>> LossConfig.preset("reference", beta=0.01).aggregation
         'token_mean'
         """
@@ -127,7 +129,7 @@ class ModelOutputs:
         Log-probability, under the policy that is trained, of the token at each place. What stands outside of
         the spans is not read.
     spans : Ragged of int64, values of shape (N, 2)
-        Half-open ranges ``[start, end)`` of each turn's own tokens, one a turn, in order, counted from the
+        Half-open ranges ``[start, end)`` of each turn's own tokens, one per turn, in order, counted from the
         start of their rollout.
     old_logps : Tensor, shape of `logps`, optional
         Under the policy that the step starts from. None: this one, so the ratio is 1 and only its gradient

@@ -59,11 +59,9 @@ def match(
 ) -> tuple[Ragged, Ragged]:
     """Match the predicted calls of each rollout with its gold calls and reward them.
 
-    ============= =========================================================================
-    hungarian     maximum-weight matching of S; a matched call gets S_ij, another -penalty
-    greedy        the same with the highest score first (the published code)
-    sinkhorn      entropic transport plan Z, marginals 1/m and 1/n; ``r_i = sum_j Z_ij S_ij``
-    ============= =========================================================================
+    - "hungarian": maximum-weight matching of S; a matched call gets S_ij, an unmatched one -penalty
+    - "greedy": one to one as well, by descending score (the published code)
+    - "sinkhorn": entropic transport plan Z with marginals 1/m and 1/n; ``r_i = sum_j Z_ij S_ij``
 
     Parameters
     ----------
@@ -72,9 +70,14 @@ def match(
     matching : {"hungarian", "greedy", "sinkhorn"}
     penalty : float
         λ, taken from each unmatched call under hungarian and greedy matching.
-    cost, reg, tol, max_iter
-        Of the transport problem; see :func:`matchtir.ops.transport_cost` and
-        :func:`matchtir.ops.sinkhorn`.
+    cost : {"linear", "normalized", "exponential"}
+        Of the transport problem; see :func:`matchtir.ops.transport_cost`.
+    reg : float
+        Its entropic regularisation; see :func:`matchtir.ops.sinkhorn`, also for the next two.
+    tol : float
+        Violation of the marginals at which it has converged.
+    max_iter : int
+        Most iterations.
     num_threads : int, optional
         As for :func:`matchtir.ops.hungarian`.
 
@@ -84,7 +87,7 @@ def match(
         Gold call of each predicted call, or -1. Under sinkhorn the gold call with the largest
         ``Z_ij S_ij``, the first of equals, or -1 where all are 0.
     call_rewards : Ragged of float64
-        One a predicted call. Without gold calls, -penalty (hard) or 0 (soft).
+        One per predicted call. Without gold calls, -penalty (hard) or 0 (soft).
 
     Raises
     ------

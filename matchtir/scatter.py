@@ -35,7 +35,7 @@ def spans_from_mask(mask: npt.ArrayLike | torch.Tensor) -> Ragged:
     Returns
     -------
     Ragged of int64, values of shape (number of runs, 2)
-        Half-open ranges ``[start, end)``, in order, one a run.
+        Half-open ranges ``[start, end)``, in order, one per run.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def scatter(
     Parameters
     ----------
     turn_values : Ragged, N values
-        One a turn, `Credit.turn_advantages` for example.
+        One per turn, `Credit.turn_advantages` for example.
     spans : Ragged of int64, values of shape (N, 2)
         Half-open token ranges ``[start, end)`` of the turns in their rollout's row, in order. An
         empty range is a turn without tokens.

@@ -195,8 +195,10 @@ class Round:
         How many of the rollout's turns, in order. 0 where the rollout ended before.
     gold_calls : int
         How many of the rollout's gold calls, in order, belong to it.
-    gold_answer, outcome
-        As those of :class:`Trajectory`, of this user turn.
+    gold_answer : str or None
+        As that of :class:`Trajectory`, of this user turn.
+    outcome : float or None
+        The same.
     """
 
     turns: int
@@ -476,7 +478,7 @@ class Advantages:
     trajectory : ndarray of float64, shape (B,)
         A^g.
     turn_level, turn : Ragged of float64
-        A^l before integration, and the integrated advantage; one a turn.
+        A^l before integration, and the integrated advantage; one per turn.
     """
 
     trajectory: FloatArray
@@ -496,15 +498,15 @@ class Credit:
         For each predicted call the index of its gold call, or -1. Under soft matching the
         gold call that pays it most, or -1 where none pays.
     call_rewards, turn_rewards : Ragged of float64
-        One a call; one a turn.
+        One per call; one per turn.
     returns : ndarray of float64, shape (B,)
         Trajectory return; a whole-rollout reward where the configuration asks for one.
     trajectory_advantages : ndarray of float64, shape (B,)
         A^g.
     turn_level_advantages : Ragged of float64
-        A^l before integration, one a turn.
+        A^l before integration, one per turn.
     turn_advantages : Ragged of float64
-        The integrated advantage, one a turn: what every token of the turn gets.
+        The integrated advantage, one per turn: what every token of the turn gets.
     malformed : ndarray of int64, shape (B,)
         Malformed calls of each rollout.
     group_ids : ndarray of int64, shape (B,)

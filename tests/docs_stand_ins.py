@@ -95,8 +95,9 @@ def training_names() -> dict[str, Any]:
 def main(name: str, words: list[str]) -> None:
     """One of the commands; it goes on as the real one, or ends this process."""
     if name == "make":
-        for target in words:
-            subprocess.run([shutil.which("make", path=os.defpath), "-n", target], cwd=ROOT, check=True)
+        real = shutil.which("make", path=os.defpath)
+        assert real is not None
+        subprocess.run([real, "-n", *words], cwd=ROOT, check=True)
         return
     if name == "pip":
         known = metadata.metadata("matchtir").get_all("Provides-Extra") or []

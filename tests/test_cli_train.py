@@ -245,7 +245,7 @@ def test_help_explains_every_setting(capsys):
     for name in known_settings():
         assert any(line.strip().startswith(f"--{name} ") for line in lines), name
     joined = " ".join(text.split())
-    assert "--update.beta2 X Of AdamW. (default: 0.95)" in joined
+    assert "--update.beta2 X Decay of AdamW's mean of squared gradients. (default: 0.95)" in joined
     assert "--credit.matching {hungarian,greedy,sinkhorn} Maximum-weight matching" in joined
     assert ":func:" not in text
     assert "(default: )" not in text

@@ -11,6 +11,7 @@ import contextlib
 import doctest
 import importlib.util
 import io
+import json
 import os
 import pkgutil
 import re
@@ -142,6 +143,12 @@ def in_a_process(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_every_block_names_its_language() -> None:
     known = {"python", "sh", "console", "json", "text", "yaml"}
     assert [(one.page, one.line, one.language) for one in BLOCKS if one.language not in known] == []
+
+
+def test_json_blocks_are_json() -> None:
+    assert of("json")
+    for block in of("json"):
+        json.loads(block.text)
 
 
 @pytest.mark.parametrize("page", sorted({one.page for one in BLOCKS if one.runs_here}))
@@ -321,3 +328,12 @@ def test_site_has_the_reference(site: Path) -> None:
             asked += len(members)
     assert asked > 30
     assert missing == []
+
+
+def test_site_shows_docstrings_and_pages_as_they_are_meant(site: Path) -> None:
+    for page in sorted(site.rglob("*.html")):
+        html = page.read_text(encoding="utf-8")
+        assert html.count("<h1") == 1 or page.name == "404.html", f"{page}: a line of text became a title"
+        assert not re.search(r":(?:func|class|meth|mod|data|attr|exc):", html), f"{page}: a role is left"
+        assert "<p>====" not in html, f"{page}: a table in RST markup"
+        assert not re.search(r"<blockquote>\s*<blockquote>", html), f"{page}: an example outside of Examples"

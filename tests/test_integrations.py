@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from chat_templates import chat_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matchtir import CreditConfig, Ragged, assign_advantages, assign_rewards, scatter
+from matchtir import CreditConfig, Ragged, assign_advantages, assign_credit, assign_rewards, scatter
 from matchtir.advantages import group_ids
 from matchtir.errors import ConfigError, InputError
 from matchtir.integrations.settings import credit_config
@@ -246,3 +250,99 @@ def test_methods_give_their_credit_or_say_what_belongs_to_the_trainer(method: st
 def test_method_that_is_no_name_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"method is \['grpo'\]; expected a name, one of matchtir-km"):
         credit_config(["grpo"])  # type: ignore[arg-type]
+
+
+# The recipes of docs/own-trainer.md, on stand-ins for the classes of the trainers that they change
+
+CONVERSATIONS = [
+    [(CALLS["qwen2"], 1), ("Solnel", 0), ("<answer>Solnel</answer>", 1)],
+    [(CALLS["qwen2"].replace("city", "town"), 1), ("nothing", 0), ("<answer>Baldor</answer>", 1)],
+    [("<answer>Solnel</answer>", 1)],
+]
+
+
+def recipe(monkeypatch: pytest.MonkeyPatch, package: str, **bases: str) -> dict[str, Any]:
+    """The names of the page's block that imports the package, whose classes, by module, are bare ones."""
+    for module, name in bases.items():
+        dotted = module.replace("__", ".")
+        for end in range(1, dotted.count(".") + 2):
+            parent = ".".join(dotted.split(".")[:end])
+            monkeypatch.setitem(sys.modules, parent, sys.modules.get(parent) or ModuleType(parent))
+        unchanged = {"compute_advantages_and_returns": lambda self, data: data}
+        setattr(sys.modules[dotted], name, type(name, (), unchanged))
+    text = (Path(__file__).parents[1] / "docs" / "own-trainer.md").read_text(encoding="utf-8")
+    (code,) = (
+        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if f"from {package}." in block
+    )
+    names: dict[str, Any] = {"__name__": "recipe"}
+    exec(compile(code, "docs/own-trainer.md", "exec"), names)
+    return names
+
+
+def judged(tokenizer: Any) -> tuple[list[tuple[list[int], list[int]]], Any, list[Any]]:
+    """Ids and masks of the conversations, their credit, and the spans of their turns."""
+    pairs = [encoded(tokenizer, parts) for parts in CONVERSATIONS]
+    by = {"group": 0, "gold_calls": GOLD, "gold_answer": "Solnel"}
+    read = [TurnReader(tokenizer).read(ids, mask, by) for ids, mask in pairs]
+    return pairs, assign_credit([trajectory for trajectory, _ in read]), [spans for _, spans in read]
+
+
+def test_recipe_for_skyrl_gives_the_advantages_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = recipe(
+        monkeypatch,
+        "skyrl",
+        skyrl__train__generators__skyrl_gym_generator="SkyRLGymGenerator",
+        skyrl__train__trainer="RayPPOTrainer",
+    )
+    tokenizer = chat_tokenizer("qwen2")
+    pairs, credit, spans = judged(tokenizer)
+    generator = names["TurnCreditGenerator"]()
+    generator.tokenizer = tokenizer
+    width = max(len(ids) for ids, _ in pairs)
+    rewards, masks = torch.zeros(3, width), torch.zeros(3, width, dtype=torch.long)
+    for row, (ids, mask) in enumerate(pairs):
+        output = SimpleNamespace(response_ids=ids, loss_mask=mask)
+        given = {"ground_truth": GOLD, "answer": "Solnel"}
+        reward = generator._post_process_agent_loop_output(output, given, None).reward
+        rewards[row, : len(ids)] = torch.as_tensor(reward)
+        masks[row, : len(ids)] = torch.as_tensor(mask)
+
+    class Batch(dict[str, Any]):
+        metadata: ClassVar = {"uids": ["q"] * 3}
+
+    data = names["TurnCreditTrainer"]().compute_advantages_and_returns(
+        Batch(rewards=rewards, loss_mask=masks)
+    )
+    expected = scatter(credit.turn_advantages, Ragged.from_lists(spans, dtype=int), (3, width))
+    assert np.abs(expected).sum() > 0
+    np.testing.assert_allclose(data["advantages"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_recipe_for_openrlhf_gives_the_advantages_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = recipe(
+        monkeypatch, "openrlhf", openrlhf__trainer__ppo_utils__experience_maker="RemoteExperienceMaker"
+    )
+    tokenizer = chat_tokenizer("qwen2")
+    pairs, credit, spans = judged(tokenizer)
+    maker = names["TurnCreditMaker"]()
+    maker.tokenizer = tokenizer
+    maker.strategy = SimpleNamespace(args=SimpleNamespace(rollout=SimpleNamespace(n_samples_per_prompt=3)))
+    width = max(len(ids) for ids, _ in pairs)
+    sequences, masks = torch.zeros(3, width + 1, dtype=torch.long), torch.zeros(3, width, dtype=torch.long)
+    for row, (ids, mask) in enumerate(pairs):
+        sequences[row, 1 : len(ids) + 1] = torch.as_tensor(ids)
+        masks[row, : len(ids)] = torch.as_tensor(mask)
+    label = json.dumps({"gold_calls": GOLD, "gold_answer": "Solnel"})
+    experiences = [
+        SimpleNamespace(
+            sequences=sequences[rows],
+            action_mask=masks[rows],
+            labels=[label] * len(rows),
+            index=rows,
+            advantages=torch.zeros(len(rows), width),
+        )
+        for rows in ([0, 1], [2])
+    ]
+    found = maker.compute_advantages_and_returns(experiences)
+    expected = scatter(credit.turn_advantages, Ragged.from_lists(spans, dtype=int), (3, width))
+    np.testing.assert_allclose(torch.cat([one.advantages for one in found]), expected, rtol=1e-5, atol=1e-6)

@@ -652,7 +652,7 @@ def test_two_processes_with_deepspeed_have_the_advantages_of_one(tmp_path: Path)
 
 
 def test_example_of_the_documentation_trains(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "trl.md").read_text(encoding="utf-8")
     (code,) = (
         block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "integrations.trl" in block
     )
@@ -667,7 +667,7 @@ def test_example_of_the_documentation_trains(tmp_path: Path) -> None:
         assert code.count(old) == 1
         code = code.replace(old, new)
     names: dict[str, Any] = {"__name__": "example"}
-    exec(compile(code, "docs/integrations.md", "exec"), names)
+    exec(compile(code, "docs/trl.md", "exec"), names)
     assert names["trainer"].state.log_history[0]["credit/turn_reward"] is not None
 
 

@@ -96,7 +96,7 @@ def read_file(
 
 
 def _say_broken(name: str, broken: dict[int, MatchtirError], read: int) -> None:
-    """Report broken rows, one a line; in one line where the whole file is broken in the same way."""
+    """Report broken rows, one per line; in one line where the whole file is broken in the same way."""
     reasons = {str(error).partition(": ")[2] for error in broken.values()}
     if len(broken) > 1 and not read and len(reasons) == 1:
         say(f"{name}: all {len(broken)} rows: {reasons.pop()}")

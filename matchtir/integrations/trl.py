@@ -85,8 +85,12 @@ class GRPOConfig(trl.GRPOConfig):  # type: ignore[misc]
         One of :data:`matchtir.methods.METHODS`, without those that also set the loss or the turns.
     credit_fields : dict or JSON text, optional
         Fields of :class:`matchtir.CreditConfig` that differ from the method's.
-    gold_calls_column, gold_answer_column, sub_answers_column : str
-        Columns of the data set. A row without a value is rewarded by the other reward functions alone.
+    gold_calls_column : str
+        Column of the gold calls. A row without a value is rewarded by the other reward functions alone.
+    gold_answer_column : str
+        Column of the gold answer.
+    sub_answers_column : str
+        Column of the sub-answers by tool, which the reward "ftrl" needs.
     tool_format : str, optional
         Parser of the calls, or "messages" for the calls that TRL read. None: the parser that reads what the
         chat template writes, or "messages" where there is none.
@@ -180,7 +184,7 @@ class _All:
 
 
 class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
-    """TRL's trainer, whose advantages are those of MatchTIR: one a turn.
+    """TRL's trainer, whose advantages are those of MatchTIR: one per turn.
 
     The arguments are TRL's. `reward_funcs` may be left out; a reward "matchtir", the trajectory's return, is
     added to it, and the other reward functions, times their weights, add to the trajectory level. `args` may

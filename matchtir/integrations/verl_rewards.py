@@ -60,7 +60,7 @@ def pack(
     rewards = np.asarray(turn_rewards, dtype=np.float64)
     places = np.asarray(ends, dtype=np.int64)
     if rewards.ndim != 1 or rewards.shape != places.shape:
-        raise InputError(f"{rewards.size} rewards came for {places.size} turns; expected one a turn")
+        raise InputError(f"{rewards.size} rewards came for {places.size} turns; expected one per turn")
     row = np.zeros(length, dtype=np.float32)
     if not length:
         return row

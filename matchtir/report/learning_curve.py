@@ -37,7 +37,7 @@ def draw_learning_curve(
     path : str or path
         The file.
     metrics : sequence of mapping
-        One a step, with its number `step`, as ``metrics.jsonl`` has them. A metric may be missing or None.
+        One per step, with its number `step`, as ``metrics.jsonl`` has them. A metric may be missing or None.
     evaluations : mapping of int to mapping
         By step, as `matchtir.evals.Evaluation.to_dict` gives them.
     title : str

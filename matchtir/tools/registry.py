@@ -152,7 +152,7 @@ class ToolRegistry(Mapping[str, Tool]):
         Returns
         -------
         list of Observation
-            One a call, in order. Functions run first, in order, then the sources, then the methods.
+            One per call, in order. Functions run first, in order, then the sources, then the methods.
 
         Raises
         ------

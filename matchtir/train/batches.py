@@ -37,7 +37,7 @@ class Batch:
     spans : Ragged of int64
         The turns, from the start of their rollout.
     advantages : Ragged of float64
-        One a turn.
+        One per turn.
     sampled_logps : Tensor of float32, shape (B, T), or (total,) if packed
         As the sampling engine reported them, 0 outside of the turns.
     cu_seqlens : Tensor of int32, shape (B + 1,), or None

@@ -43,8 +43,10 @@ class PolicyConfig:
         Recompute activations in the backward pass.
     lora_rank : int
         0 trains all weights; above 0 adapters of this rank (package peft).
-    lora_alpha, lora_dropout : float
-        Of the adapters.
+    lora_alpha : float
+        Scale of the adapters: their output is multiplied by `lora_alpha / lora_rank`.
+    lora_dropout : float
+        Dropout in front of the adapters, in [0, 1).
     lora_targets : str
         Modules that get one: "all-linear", or names with commas between.
     tool_format : str, optional
@@ -84,8 +86,10 @@ class DataConfig:
         Of the embedded tasks. The calendar needs a policy of its own (`matchtir warmstart --mix calendar`).
     seed : int
         Of the embedded tasks. Their order is drawn from the run's own seed.
-    limit, eval_limit : int, optional
-        Only so many training tasks, evaluation tasks, from the first.
+    limit : int, optional
+        Train on the first so many tasks only.
+    eval_limit : int, optional
+        Evaluate on the first so many tasks only.
     """
 
     mix: Literal["sparse", "easy", "calendar"] = "sparse"
@@ -105,7 +109,7 @@ class UpdateConfig:
     Parameters
     ----------
     prompts : int
-        Tasks a step.
+        Tasks per step.
     group_size : int
         Rollouts of each task.
     minibatches : int
@@ -115,8 +119,14 @@ class UpdateConfig:
     micro_batch_tokens : int
         Tokens, padding included, that go through the model at a time, on each device. One longer rollout
         goes alone.
-    lr, weight_decay, beta1, beta2 : float
-        Of AdamW.
+    lr : float
+        Learning rate of AdamW.
+    weight_decay : float
+        Decoupled weight decay of AdamW.
+    beta1 : float
+        Decay of AdamW's mean of gradients.
+    beta2 : float
+        Decay of AdamW's mean of squared gradients.
     warmup_steps : int
         Optimiser steps until the learning rate is `lr`.
     schedule : {"constant", "linear", "cosine"}
@@ -258,7 +268,7 @@ class TrainConfig:
     Parameters
     ----------
     method : str
-        Preset of credit, loss and turns, see :mod:`matchtir.train.methods`. What is set besides wins.
+        Preset of credit, loss and turns, see :mod:`matchtir.methods`. What is set besides wins.
     model : str
         "embedded", "smollm2", or the name or folder of a Hugging Face model.
     tasks : str
@@ -273,8 +283,15 @@ class TrainConfig:
         Batches of rollouts.
     report_to : tuple of str
         Trackers besides the run's own files: "tensorboard", "wandb", "mlflow", "trackio".
-    policy, data, rollout, credit, loss, update, deepspeed, evaluation, checkpoint
-        The parts.
+    policy : PolicyConfig
+    data : DataConfig
+    rollout : RolloutConfig
+    credit : CreditConfig
+    loss : LossConfig
+    update : UpdateConfig
+    deepspeed : DeepSpeedConfig
+    evaluation : EvaluationConfig
+    checkpoint : CheckpointConfig
     """
 
     method: str = "matchtir-km"

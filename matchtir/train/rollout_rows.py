@@ -13,7 +13,7 @@ from ..types import Credit
 def rollout_rows(
     rollouts: Sequence[Rollout], credit: Credit | None = None, *, step: int, text_format: str
 ) -> Iterator[dict[str, Any]]:
-    """Rows that `matchtir score`, `explain` and `eval` read, one a rollout.
+    """Rows that `matchtir score`, `explain` and `eval` read, one per rollout.
 
     Parameters
     ----------

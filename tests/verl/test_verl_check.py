@@ -162,7 +162,7 @@ def test_command_says_what_is_wrong(monkeypatch, capsys):
 
 
 def test_commands_of_the_documentation_pass_the_check(tmp_path):
-    text = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "verl.md").read_text(encoding="utf-8")
     marked = r"<!-- run by tests/verl/test_verl_check\.py: .*? -->\n```sh\n(.*?)```"
     settings, check, option, data, recipe = re.findall(marked, text, re.S)
     for name in ("FTRL_train", "FTRL_test"):

@@ -179,7 +179,7 @@ def generate(
     Yields
     ------
     Progress
-        One a task.
+        One per task.
 
     Raises
     ------
@@ -225,7 +225,7 @@ def evaluate(driver: Driver, results: Results, scores: Path, model: Model) -> It
     Yields
     ------
     Progress
-        One a task; an error says that it counts as failed because it could not be judged.
+        One per task; an error says that it counts as failed because it could not be judged.
 
     Raises
     ------

@@ -158,13 +158,19 @@ def logprobs_from_logits(
         Differentiable. The leading dimensions may have any strides, as in ``logits[:, :-1]``; if the last is
         not contiguous, a copy is made. Minus infinity takes a word out.
     targets : tensor of int64, shape (...)
-    temperature, entropy, ignore_index, num_threads, backend
-        As for :func:`logprobs`.
+    temperature : float
+        As for :func:`logprobs`, like all that follow.
+    entropy : bool
+    ignore_index : int
+    num_threads : int, optional
+    backend : {"triton", "numba", "reference"}, optional
 
     Returns
     -------
-    logps, entropy
-        As :func:`logprobs` returns them. The gradient is a new tensor of the shape and dtype of `logits`.
+    logps : tensor, shape (...)
+        As :func:`logprobs` returns it.
+    entropy : tensor, shape (...), or None
+        The same. The gradient is a new tensor of the shape and dtype of `logits`.
 
     Raises
     ------

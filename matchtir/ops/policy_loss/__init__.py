@@ -89,7 +89,7 @@ def policy_loss(
     old_logps : tensor of a floating dtype, shape of `logps`
         Under the policy that the ratio compares with.
     turn_advantages : tensor of a floating dtype, shape (N,)
-        One a turn, a constant.
+        One per turn, a constant.
     spans : tensor of int64, shape (N, 2)
         Half-open token ranges of the turns in their rollout's row, in order; an empty one is a turn
         without tokens. Tokens outside all spans have no part in anything, whatever they hold.

@@ -28,7 +28,7 @@ def scatter(
     Parameters
     ----------
     values : ndarray of a 2-, 4- or 8-byte type, shape (N,)
-        One a turn.
+        One per turn.
     spans : ndarray of int64, shape (N, 2)
         Half-open token ranges, in order inside a rollout; an empty one writes nothing.
     offsets : ndarray of int64, shape (B + 1,)
@@ -70,7 +70,7 @@ def scatter_tensor(
     Parameters
     ----------
     turn_values : tensor of a floating type, shape (N,)
-        One a turn.
+        One per turn.
     spans : tensor of int64 or int32, shape (N, 2)
         Half-open token ranges, relative to the rollout's first token, in order inside a rollout; an empty
         one writes nothing.

@@ -43,11 +43,9 @@ class SinkhornResult:
 def transport_cost(scores: RaggedMatrix, cost: Cost = "linear", *, eps: float = 1e-6) -> RaggedMatrix:
     """Transport cost C of similarities S, problem by problem.
 
-    ============= =======================================
-    linear        ``-S``
-    normalized    ``1 - (S - min S) / (max S - min S + eps)``
-    exponential   ``-exp(S)``
-    ============= =======================================
+    - "linear": ``-S``
+    - "normalized": ``1 - (S - min S) / (max S - min S + eps)``
+    - "exponential": ``-exp(S)``
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ def run_charts(metrics: Metrics, evaluations: Evaluations) -> list[Chart]:
     Parameters
     ----------
     metrics : sequence of mapping
-        One a step, as ``metrics.jsonl`` has them.
+        One per step, as ``metrics.jsonl`` has them.
     evaluations : mapping of int to mapping
         By step, as `matchtir.evals.Evaluation.to_dict` gives them.
     """

@@ -35,8 +35,10 @@ class EmbeddedConfig:
     ----------
     seed : int, at least 0
         The same seed gives the same tasks, byte for byte, with every Python and on every platform.
-    train_size, test_size : int, at least 0
-        Tasks of the two splits. A larger set begins with the smaller one.
+    train_size : int, at least 0
+        Tasks of the training split. A larger set begins with the smaller one.
+    test_size : int, at least 0
+        The same of the test split.
     mix : {"sparse", "easy", "calendar"} or mapping of kind to weight
         Shares of the four shapes. They are met as exactly as the size allows, at every prefix of the set.
         "calendar": all tasks are of that kind, which no mapping can hold.

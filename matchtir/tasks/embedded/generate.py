@@ -30,14 +30,13 @@ def embedded_tasks(config: EmbeddedConfig | None = None, split: str = "train") -
     A task asks for one or several entities or numbers, each at the end of a chain of relations. The values
     that the gold calls return are returned by no other call, so an answer cannot be had with fewer calls.
 
-    ===================== ================================================================================
-    kind                  chains of a task
-    ===================== ================================================================================
-    single_hop            1 of 1 call
-    parallel_single_hop   2 or 3 of 1 call each; they are independent
-    multi_hop             1 of ``hops[0]`` to ``hops[1]`` calls
-    parallel_multi_hop    2 of ``hops[0]`` to ``hops[1]`` calls each, together at most ``max_turns - 1``
-    ===================== ================================================================================
+    The kinds differ in their chains of calls:
+
+    - "single_hop": one chain of one call
+    - "parallel_single_hop": two or three independent chains of one call each
+    - "multi_hop": one chain of ``hops[0]`` to ``hops[1]`` calls
+    - "parallel_multi_hop": two chains of ``hops[0]`` to ``hops[1]`` calls each, together at most
+      ``max_turns - 1``
 
     Those of the kind "calendar" have a state and one to three user turns, see
     :mod:`matchtir.tasks.embedded.calendar`.

@@ -85,7 +85,7 @@ def token_pattern(*, calendar: bool = False) -> str:
 def vocabulary(*, calendar: bool = False) -> tuple[str, ...]:
     """All pieces of all embedded tasks, whatever their configuration, in a fixed order.
 
-    Made of them are questions, tools (``json.dumps`` of the OpenAI form, one a line or as a list), calls
+    Made of them are questions, tools (``json.dumps`` of the OpenAI form, one per line or as a list), calls
     (``<tool_call>{"name": …, "arguments": {…}}</tool_call>``, with or without line breaks in the markers),
     what the tools answer, errors included, and ``<answer>…</answer>``. A tokenizer adds its own markers, and
     one for unknown text: what a registry says of a call that fits no tool is not in the vocabulary.

@@ -225,7 +225,7 @@ class Sandbox:
         Returns
         -------
         list of Result
-            One a call, in the order of the calls.
+            One per call, in the order of the calls.
 
         Raises
         ------
@@ -243,7 +243,7 @@ class Sandbox:
         else:
             if len(groups) != len(packed):
                 raise InputError(
-                    f"groups has {len(groups)} entries for {len(packed)} calls; expected one a call"
+                    f"groups has {len(groups)} entries for {len(packed)} calls; expected one per call"
                 )
             members: dict[Hashable, list[int]] = {}
             for i, key in enumerate(groups):
@@ -330,13 +330,15 @@ class Sandbox:
         ----------
         calls : iterable of Call
             Or of tuples (source, name, arguments), as :meth:`open` takes them.
-        branching, timeout
+        branching : bool
+            As for :meth:`open`.
+        timeout : float, optional
             As for :meth:`open`.
 
         Returns
         -------
         list of Instance
-            One a call, in order.
+            One per call, in order.
 
         Raises
         ------

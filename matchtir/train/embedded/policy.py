@@ -56,7 +56,7 @@ def embedded_tokenizer(*, calendar: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer of the embedded policy: one token for each piece of the vocabulary, and seven more.
 
     Decoding gives back every text of an embedded task exactly. Text from elsewhere is ``<unk>``, one for each
-    stretch between known pieces. The chat template writes the tools first, one a line, then each message
+    stretch between known pieces. The chat template writes the tools first, one per line, then each message
     after the marker of its role; an assistant's ends with ``<|im_end|>``, the end-of-sequence token. What it
     writes of a conversation begins with what it writes of the conversation's beginning.
 
