@@ -418,6 +418,30 @@ def test_wrong_input_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_figures_of_the_rollouts_of_a_run_stand_above_the_list(run_folder: Path, tmp_path: Path) -> None:
+    whole = written(tmp_path, str(run_folder))
+    top, below = whole.split('<h2 id="list-title"')
+    assert "<dt>method</dt>" in top
+    assert "<dt>mean return</dt>" in below
+    assert "<dt>mean return</dt>" not in top
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", '{"credit": {"gama": 0.5}}', "did you mean 'gamma'"),
+        ("evaluations/step-000000.json", '{"rows": []}', "evaluation of step 0 in"),
+    ],
+)
+def test_run_that_was_changed_is_refused(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, words: str
+) -> None:
+    (run_folder / name).parent.mkdir(exist_ok=True)
+    (run_folder / name).write_text(content)
+    assert main(["report", str(run_folder)]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_options_of_credit_are_refused_for_a_run(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

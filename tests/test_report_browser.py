@@ -277,6 +277,8 @@ def test_keys_step_through_rollouts_and_turns(browser: Any, sample: Path) -> Non
     assert page.locator(".turn[aria-current='true'] h4").inner_text().startswith("Turn 1")
     page.keyboard.press("ArrowLeft")
     assert page.evaluate(focus) == "turn-1"
+    page.keyboard.press("c")  # its only call
+    assert page.get_attribute("#match [data-call='0']", "aria-pressed") == "true"
     page.keyboard.press("s")
     assert page.evaluate(focus) == "siblings-title"
     page.keyboard.press("?")
@@ -547,6 +549,9 @@ def test_user_turns_of_a_dialogue_are_told_apart(browser: Any, tmp_path: Path) -
     ]
     answers = page.locator("#conversation .gold-answer .text").all_inner_texts()
     assert answers == ["Booked", "Booked", "Goodbye"]
+    assert page.locator("#conversation .outcome").all_inner_texts() == [
+        f"outcome {outcome}, F1 of the two answers" for outcome in ("1.000", "0.000", "0.000")
+    ]
     assert page.locator("#match .card[data-gold] .card-foot").all_inner_texts() == ["← call 0", "not met"]
     page.click("#match [data-cell='0 1']")
     assert "different user turns" in page.inner_text("#pair")
@@ -574,6 +579,23 @@ def test_chosen_pair_stays_in_the_window_and_follows_the_turn(browser: Any, tmp_
     page.wait_for_selector("#conversation")
     watched.until("view.turn === 6")
     assert page.inner_text("#pair h4").startswith("call 5 and gold 5")
+    page.close()
+
+
+def test_key_goes_through_the_calls_of_a_turn(browser: Any, tmp_path: Path) -> None:
+    calls = [{"name": "look", "arguments": {"at": at}} for at in range(3)]
+    texts = [f"<tool_call>{json.dumps(call)}</tool_call>" for call in calls]
+    row = {"group": "a", "turns": [texts[0] + texts[1], texts[2]], "gold_calls": calls, "outcome": 0.5}
+    watched = Watched(browser)
+    page = watched.open(write_report(tmp_path, str(write_rows(tmp_path / "rows.jsonl", [row]))))
+    page.keyboard.press("c")  # of a rollout only
+    watched.rollout(0)
+    assert page.inner_text("#conversation .outcome") == "outcome 0.500, as the file says"
+    chosen = []
+    for key in ("c", "c", "ArrowRight", "ArrowRight", "c"):
+        page.keyboard.press(key)
+        chosen.append(page.inner_text("#pair h4").split(" and ")[0])
+    assert chosen == ["call 1", "call 0", "call 0", "call 2", "call 2"]
     page.close()
 
 

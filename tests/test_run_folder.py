@@ -111,13 +111,16 @@ def test_run_goes_on_in_its_folder_and_forgets_what_came_after_the_checkpoint(tm
                 step, {"reward": np.float64(0.5 * step), "kl": float("nan"), "n": np.int64(3)}
             )
             folder.write_rollouts(step, [{"group": "a", "value": float("inf")}])
-        folder.write_evaluation(0, [], {"rows": []})
-        folder.write_evaluation(3, [{"group": "a"}], {"rows": [1]})
+        folder.write_evaluation(0, [], {"rows": [{"metrics": {}}]})
+        folder.write_evaluation(3, [{"group": "a"}], {"rows": [{"metrics": {"calls": None}}]})
         folder.write_summary({"steps": 3})
     with RunFolder(run) as folder:
         assert folder.resumes
         assert read_metrics(folder.path)[2] == {"step": 3, "reward": 1.5, "kl": None, "n": 3}
-        assert read_evaluations(folder.path) == {0: {"step": 0, "rows": []}, 3: {"step": 3, "rows": [1]}}
+        assert read_evaluations(folder.path) == {
+            0: {"step": 0, "rows": [{"metrics": {}}]},
+            3: {"step": 3, "rows": [{"metrics": {"calls": None}}]},
+        }
         folder.cut(2)
         assert [line["step"] for line in read_metrics(folder.path)] == [1, 2]
         assert sorted(os.listdir(folder.path / "rollouts")) == ["step-000001.jsonl", "step-000002.jsonl"]

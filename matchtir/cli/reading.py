@@ -31,9 +31,11 @@ class FileRead(Generic[T]):
     broken: dict[int, MatchtirError]
 
 
-def add_reading_options(command: argparse.ArgumentParser) -> None:
-    """The files, and options that say what a file holds."""
-    command.add_argument("files", nargs="*", metavar="FILE", help="rollout file, or - for standard input")
+def add_reading_options(command: argparse.ArgumentParser, *, run: str = "") -> None:
+    """The files, and options that say what a file holds; `run` is what else may stand in their place."""
+    command.add_argument(
+        "files", nargs="*", metavar="FILE", help=f"rollout file, or - for standard input{run}"
+    )
     group = command.add_argument_group("reading")
     group.add_argument("--sample", action="store_true", help="the sample rollouts that come with matchtir")
     group.add_argument("--format", choices=files.FORMATS, help="what FILE holds (default: its content tells)")

@@ -83,7 +83,7 @@ def add_command(commands: Any) -> None:
     )
     live.add_argument("--port", type=int, default=0, metavar="N", help="(default: a free one)")
     command.set_defaults(run=_report)
-    add_reading_options(command)
+    add_reading_options(command, run="; or RUN, a folder that `matchtir train` wrote")
     add_credit_options(command)
 
 
@@ -152,7 +152,7 @@ def _run_report(
     folder: Path, settings: dict[str, Any], args: argparse.Namespace, tokens: Any
 ) -> tuple[Report, int]:
     """What the page of a run shows."""
-    config = CreditConfig(**settings["credit"])
+    config = CreditConfig.from_dict(settings["credit"])
     metrics, evaluations = read_metrics(folder), read_evaluations(folder)
     files = sorted(files_of_steps(folder / ROLLOUTS), key=step_of)
     chosen = _spread(files, args.limit)
@@ -169,7 +169,9 @@ def _run_report(
             if first.get(name) and last.get(name):
                 facts.append((label, f"{last[name]['mean']:.1%}", f"{first[name]['mean']:.1%} before"))
     note = f"from {len(chosen):,} of {len(files):,} steps" if len(chosen) < len(files) else ""
-    facts += [(label, value, note if label == "rollouts" else more) for label, value, more in report.facts]
+    of_rollouts = [
+        (label, value, note if label == "rollouts" else more) for label, value, more in report.facts
+    ]
     flat = [
         (f"{part}.{name}" if isinstance(value, dict) else part, str(one))
         for part, value in settings.items()
@@ -182,6 +184,7 @@ def _run_report(
         title=title,
         files=[f"{ROLLOUTS}/{Path(name).name}" for name in report.files],
         facts=facts,
+        facts_of_rollouts=of_rollouts,
         settings=flat,
         charts=charts,
         method=str(settings.get("method")),
@@ -335,7 +338,7 @@ def _write(path: Path, text: str, rollouts: int) -> None:
     """Write the page, and say where."""
     with whole_file(path) as stream:
         stream.write(text.encode("utf-8", "replace"))
-    say(f"wrote {rollouts:,} rollouts, {len(text) / 1e6:.1f} MB")
+    say(f"wrote {rollouts:,} rollout{'s' * (rollouts != 1)}, {len(text) / 1e6:.1f} MB")
     print(path, file=sys.stdout)
 
 

@@ -46,7 +46,14 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def read_evaluations(path: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
     """The metrics of the evaluations of the run in a folder, by step, ascending."""
     files = [file for file in files_of_steps(Path(path) / EVALUATIONS) if file.suffix == ".json"]
-    return {step_of(file): _read_json(file) for file in sorted(files)}
+    found = {step_of(file): _read_json(file) for file in sorted(files)}
+    for step, one in found.items():
+        rows = one.get("rows")
+        if not (isinstance(rows, list) and rows and isinstance(rows[0], dict) and "metrics" in rows[0]):
+            raise InputError(
+                f"the evaluation of step {step} in {path} has no metrics; expected what a run wrote"
+            )
+    return found
 
 
 def _read_json(source: Path) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class Report:
         Names of the files that the column `file` counts.
     facts : list of (label, value, note)
         Figures at the top, as text.
+    facts_of_rollouts : list of (label, value, note)
+        Figures above the list, of its rollouts alone.
     settings : list of (name, text)
     charts : list of Chart
     broken : list of str
@@ -49,6 +51,7 @@ class Report:
     details: list[dict[str, Any]]
     files: list[str]
     facts: list[tuple[str, str, str]] = field(default_factory=list)
+    facts_of_rollouts: list[tuple[str, str, str]] = field(default_factory=list)
     settings: list[tuple[str, str]] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -105,7 +108,8 @@ def render(report: Report, *, version: str, live: bool = False, state: str | Non
         title=printable(report.title),
         version=version,
         live=live,
-        facts=[{"label": label, "value": value, "note": note} for label, value, note in report.facts],
+        facts=report.facts,
+        facts_of_rollouts=report.facts_of_rollouts,
         settings=[(printable(name), printable(text)) for name, text in report.settings],
         charts=[{**vars(chart), "svg": Markup(chart.svg)} for chart in report.charts],
         broken=list(map(printable, report.broken)),

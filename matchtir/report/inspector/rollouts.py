@@ -128,10 +128,13 @@ def _line(one: Shown, detail: Json, sample: int) -> Json:
 
 def _success(trajectory: Trajectory) -> float | None:
     """Outcome of the rollout, the least of its user turns; None if nothing judges it."""
-    judged = [
-        part for part in split([trajectory]) if part.outcome is not None or part.gold_answer is not None
-    ]
+    judged = list(filter(_is_judged, split([trajectory])))
     return _short(min(outcome_reward(part) for part in judged)) if judged else None
+
+
+def _is_judged(part: Trajectory) -> bool:
+    """Whether something says how well a user turn was answered."""
+    return part.outcome is not None or part.gold_answer is not None
 
 
 def _detail(
@@ -175,6 +178,8 @@ def _detail(
             for call in part.gold_calls
         ],
         "gold_answers": [part.gold_answer for part in parts],
+        "outcomes": [_short(outcome_reward(part)) if _is_judged(part) else None for part in parts],
+        "outcomes_given": [part.outcome is not None for part in parts],
         "similarity": _matrix(credit.similarity[b]),
         "outcome": _success(trajectory),
         "return": _short(credit.returns[b]),

@@ -7,6 +7,7 @@ const KEYS = {
   ArrowUp: () => stepRollout(-1, true),
   ArrowRight: () => stepTurn(1),
   ArrowLeft: () => stepTurn(-1),
+  c: nextCall,
   Escape: backToList,
   "/": focusFilter,
   s: () => jumpTo("siblings-title"),
@@ -32,6 +33,15 @@ function stepTurn(by) {
   if (!inRollout() || !view.detail) return false;
   const turn = Math.max(1, Math.min(view.detail.turns.length, view.turn + by));
   return go({ turn: String(turn) });
+}
+
+/** Choose the next call of the turn, after its last one the first; of the first turn before any is chosen. */
+function nextCall() {
+  const calls = view.detail?.turns[Math.max(1, view.turn) - 1]?.calls ?? [];
+  if (!inRollout() || !calls.length) return false;
+  selectPair(calls[(calls.indexOf(pair.call) + 1) % calls.length], null);
+  const card = document.querySelector("#match [data-call][aria-pressed='true']");
+  return card.scrollIntoView({ block: "nearest", behavior: "instant" });
 }
 
 function backToList() {

@@ -141,11 +141,15 @@ function fateOf(call) {
   return el("span", { class: "fate" }, `→ ${goldName(call.match)}`);
 }
 
+/** What a user turn is judged by: the gold answer, and the outcome. */
 function goldAnswerOf(detail, round) {
-  const answer = detail.gold_answers[round];
-  if (answer === null || answer === undefined) return null;
+  const answer = detail.gold_answers[round] ?? null;
+  const outcome = detail.outcomes[round] ?? null;
+  if (outcome === null) return null;
+  const judge = detail.outcomes_given[round] ? "as the file says" : "F1 of the two answers";
+  const line = el("p", { class: "outcome" }, "outcome ", number(outcome), `, ${judge}`);
   const role = el("span", { class: "role" }, "gold answer");
-  return el("div", { class: "message gold-answer" }, role, longText(answer));
+  return el("div", { class: "message gold-answer" }, ...(answer === null ? [] : [role, longText(answer)]), line);
 }
 
 function tokensButton() {
