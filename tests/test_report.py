@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import gzip
 import html
@@ -25,7 +26,7 @@ import numpy as np
 import pytest
 
 from matchtir import CreditConfig, assign_credit
-from matchtir.cli import main
+from matchtir.cli import main, report_files
 from matchtir.errors import InputError
 from matchtir.files import read_rollouts, sample_path
 from matchtir.report.inspector import watch
@@ -298,6 +299,35 @@ def test_limit_keeps_the_first_and_the_last_step_and_says_so(run_folder: Path, t
     assert len(index_of(page)["files"]) == 3
     assert index_of(page)["files"] == [f"rollouts/step-{step:06d}.jsonl" for step in (1, 5, 9)]
     assert "from 3 of 9 steps" in page
+
+
+def test_live_page_reads_only_files_that_changed(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def of_file(source: str, *arguments: Any) -> Any:
+        read.append(Path(source).name)
+        return whole(source, *arguments)
+
+    whole = report_files._of_file
+    monkeypatch.setattr(report_files, "_of_file", of_file)
+    files = sorted((run_folder / "rollouts").iterdir())
+    known: dict[str, Any] = {}
+    args = argparse.Namespace(format="jsonl", text_format=None, repair=False, quiet=True, limit=100)
+
+    def page() -> Any:
+        sources = [str(file) for file in files]
+        report, _ = report_files.report_of_files(sources, args, CreditConfig(), None, True, known)
+        return report
+
+    first, again = page(), page()
+    assert read == [file.name for file in files]
+    assert again == first
+    files[1].write_text(files[1].read_text() + files[0].read_text())
+    files = files[1:]
+    changed = page()
+    assert read[2:] == [files[0].name]
+    assert changed.columns["file"] == [0] * 64
+    assert [*known] == [str(files[0])]
 
 
 def test_limit_of_a_file_cuts_no_group(tmp_path: Path) -> None:

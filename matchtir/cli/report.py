@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..credit import CreditConfig, assign_credit
+from ..credit import CreditConfig
 from ..errors import ConfigError, InputError
 from ..report import environment
 from ..report.inspector.page import Report, render
-from ..report.inspector.rollouts import Shown, describe
-from ..report.inspector.run import rollout_charts, run_charts
+from ..report.inspector.run import run_charts
 from ..report.inspector.watch import PageServer
-from ..report.terminal import Summary
 from ..rows import whole_file
 from ..train.run_files import (
     CONFIG,
@@ -31,10 +26,10 @@ from ..train.run_files import (
     read_settings,
     step_of,
 )
-from ..types import Trajectory
-from .credit_options import add_credit_options, config_of, settings_of
-from .reading import FileRead, add_reading_options, read_file, refuse_input, sources_of
-from .say import DONE, FAILED, PARTLY, say, words
+from .credit_options import add_credit_options, config_of
+from .reading import add_reading_options, refuse_input, sources_of
+from .report_files import PageFile, report_of_files, state_of
+from .say import DONE, FAILED, say
 
 _HELP = """\
 Write rollouts, their credit turn by turn, and the curves of a training run as one HTML page that opens from
@@ -102,7 +97,7 @@ def _report(args: argparse.Namespace) -> int:
         return _of_run(Path(folders[0]), args, config, tokens)
     output = _output(args.output or "report.html")
     refuse_input(str(output), output, sources)
-    report, code = _of_files(sources, args, config, tokens)
+    report, code = report_of_files(sources, args, config, tokens)
     if report is None:
         return FAILED
     _write(output, render(report, version=_own_version()), len(report.details))
@@ -117,9 +112,11 @@ def _of_run(folder: Path, args: argparse.Namespace, config: CreditConfig, tokens
     if not isinstance(settings.get("credit"), dict):
         raise InputError(f"{folder / CONFIG} has no credit; expected the folder of a run")
 
+    known: dict[str, tuple[Any, PageFile]] = {}
+
     def live_page() -> str:
         state = _version(folder)  # before anything is read, so that no later change is missed
-        report, _ = _run_report(folder, settings, args, tokens)
+        report, _ = _run_report(folder, settings, args, tokens, known)
         return render(report, version=_own_version(), live=True, state=state)
 
     if not args.watch:
@@ -144,20 +141,25 @@ def _of_run(folder: Path, args: argparse.Namespace, config: CreditConfig, tokens
 def _version(folder: Path) -> str:
     """A text that changes when the run has gone on."""
     files = [folder / METRICS, *files_of_steps(folder / ROLLOUTS), *files_of_steps(folder / "evaluations")]
-    newest = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in files if one.is_file()]
+    newest = [(one.name, *state_of(one)) for one in files if one.is_file()]
     return str(hash(tuple(newest)))
 
 
 def _run_report(
-    folder: Path, settings: dict[str, Any], args: argparse.Namespace, tokens: Any
+    folder: Path,
+    settings: dict[str, Any],
+    args: argparse.Namespace,
+    tokens: Any,
+    known: dict[str, tuple[Any, PageFile]] | None = None,
 ) -> tuple[Report, int]:
-    """What the page of a run shows."""
+    """What the page of a run shows; `known` as for :func:`report_of_files`."""
     config = CreditConfig.from_dict(settings["credit"])
     metrics, evaluations = read_metrics(folder), read_evaluations(folder)
     files = sorted(files_of_steps(folder / ROLLOUTS), key=step_of)
     chosen = _spread(files, args.limit)
     args = argparse.Namespace(**{**vars(args), "format": "jsonl", "quiet": True})
-    report, code = _of_files([str(file) for file in chosen], args, config, tokens, empty=True)
+    sources = [str(file) for file in chosen]
+    report, code = report_of_files(sources, args, config, tokens, empty=True, known=known)
     assert report is not None
     facts = [("steps", f"{metrics[-1]['step'] if metrics else 0:,}", f"of {settings.get('steps', 0):,}")]
     facts += [("method", str(settings.get("method")), "")]
@@ -192,123 +194,17 @@ def _run_report(
 
 
 def _spread(files: Sequence[Path], limit: int) -> list[Path]:
-    """Evenly spread files that hold so many lines at most, the first and the last among them."""
+    """Every k-th file and the last one: two, or more that together hold no more lines than the limit.
+
+    As a run goes on, k seldom changes, so that the rollouts of a page stay.
+    """
     if not files:
         return []
     with files[0].open("rb") as stream:
         each = max(1, sum(1 for _ in stream))
-    count = min(len(files), max(2, limit // each))
-    return [files[k] for k in sorted(set(np.linspace(0, len(files) - 1, count).round().astype(int).tolist()))]
-
-
-def _of_files(
-    sources: Sequence[str], args: argparse.Namespace, config: CreditConfig, tokens: Any, empty: bool = False
-) -> tuple[Report | None, int]:
-    """What the page of rollout files shows; None if nothing can be read and that is no empty page."""
-    code, left = DONE, args.limit
-    columns: dict[str, list[Any]] = {}
-    details: list[dict[str, Any]] = []
-    names: list[str] = []
-    broken: list[str] = []
-    summary = Summary()
-    for source in sources:
-        try:
-            read = _read(source, args, len(names), config)
-        except (OSError, ImportError, InputError) as error:
-            say(f"error: {words(error)}")
-            broken.append(words(error))
-            code = PARTLY
-            continue
-        broken += [str(error) for error in read.broken.values()]
-        code = PARTLY if read.broken else code
-        items = read.items if empty else _whole_groups(read.items, left)
-        if len(items) < len(read.items):
-            broken.append(
-                f"{read.name}: only {len(items):,} of {len(read.items):,} rollouts are shown (--limit)"
-            )
-            say(broken[-1])
-        if not items:
-            continue
-        left -= len(items)
-        names.append(read.name)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            credit = assign_credit([one.trajectory for one in items], config)
-            found, described = describe(items, credit, config, tokens)
-        for warning in caught:
-            say(f"warning: {read.name}: {warning.message}")
-        summary += Summary.of(credit)
-        details += described
-        for name, values in found.items():
-            columns.setdefault(name, []).extend(values)
-    if not details:
-        if not empty:
-            say("nothing can be shown")
-            return None, FAILED
-        columns, _ = describe([], assign_credit([], config), config)
-    names = _without_shared_folders(names)
-    report = Report(
-        title=", ".join(names) if len(names) <= 2 else f"{len(names)} files",
-        columns=columns,
-        details=details,
-        files=names,
-        facts=_facts(summary),
-        settings=[
-            ("credit", settings_of(config).removeprefix("settings: ")),
-            *((f"credit.{name}", str(value)) for name, value in asdict(config).items()),
-        ],
-        charts=rollout_charts(columns, details),
-        broken=broken,
-        integration=config.resolved_integration,
-    )
-    return report, code
-
-
-def _without_shared_folders(names: Sequence[str]) -> list[str]:
-    """Names of files without the folders that all of them are in."""
-    parts = [Path(name).parts for name in names]
-    shared = 0
-    while all(len(one) > shared + 1 for one in parts) and len({one[shared] for one in parts}) == 1:
-        shared += 1
-    return ["/".join(one[shared:]) for one in parts]
-
-
-def _read(source: str, args: argparse.Namespace, file: int, config: CreditConfig) -> FileRead[Shown]:
-    """The rollouts of a file, with their rows."""
-
-    def take(row: int, trajectory: Trajectory, fields: Any) -> Shown:
-        if config.reward == "ftrl" and trajectory.sub_answers is None:
-            raise InputError("sub_answers is missing; the reward 'ftrl' needs it")
-        return Shown(trajectory, fields, row, file)
-
-    return read_file(source, args, take)
-
-
-def _whole_groups(items: list[Shown], limit: int) -> list[Shown]:
-    """The first rollouts, not more than a limit but for the first group, and no group in parts."""
-    kept: set[Any] = set()
-    sizes: dict[Any, int] = {}
-    for one in items:
-        sizes[one.trajectory.group] = sizes.get(one.trajectory.group, 0) + 1
-    for group, size in sizes.items():
-        if kept and size > limit:
-            break
-        kept.add(group)
-        limit -= size
-    return [one for one in items if one.trajectory.group in kept]
-
-
-def _facts(summary: Summary) -> list[tuple[str, str, str]]:
-    """The figures that `matchtir score` prints."""
-    calls, groups = max(1, summary.calls), max(1, summary.groups)
-    return [
-        ("rollouts", f"{summary.rollouts:,}", ""),
-        ("groups", f"{summary.groups:,}", f"{summary.silent_groups / groups:.1%} without signal"),
-        ("calls", f"{summary.calls:,}", ""),
-        ("matched", f"{summary.matched / calls:.1%}", f"{summary.matched:,}"),
-        ("malformed", f"{summary.malformed / calls:.1%}", f"{summary.malformed:,}"),
-        ("mean return", f"{summary.return_sum / max(1, summary.rollouts):.4f}", ""),
-    ]
+    most = max(2, limit // each)
+    k = 1 if len(files) <= most else -(-(len(files) - 1) // (most - 1))
+    return [*files[:-1:k], files[-1]]
 
 
 def _tokens(name: str) -> Callable[[str], list[str]]:

@@ -34,14 +34,11 @@ class Shown:
         Its row: `messages`, and of a run `step`, `sample` and `finish`.
     row : int
         Its index in the file.
-    file : int
-        Which of the page's files.
     """
 
     trajectory: Trajectory
     fields: Mapping[str, Any] = field(default_factory=dict)
     row: int = 0
-    file: int = 0
 
 
 def describe(
@@ -65,6 +62,7 @@ def describe(
     Returns
     -------
     columns : dict of str to list of length B
+        The column `file` is 0: who joins several files counts them there.
     details : list of dict, length B
         JSON values; numbers have six significant digits.
     """
@@ -75,12 +73,12 @@ def describe(
     columns: dict[str, list[Any]] = {}
     details = []
     for b, one in enumerate(shown):
-        place = (one.file, one.trajectory.group)
-        samples[place] = samples.get(place, -1) + 1
+        group = one.trajectory.group
+        samples[group] = samples.get(group, -1) + 1
         detail = _detail(one, credit, config, b, tokens)
         detail |= {"plan": plans[b], "parts": parts[b]}
         details.append(detail)
-        for name, value in _line(one, detail, samples[place]).items():
+        for name, value in _line(one, detail, samples[group]).items():
             columns.setdefault(name, []).append(value)
     if config.baseline == "turn_index":
         _add_group_means(trajectories, details)
@@ -115,7 +113,7 @@ def _line(one: Shown, detail: Json, sample: int) -> Json:
     ]
     step, given = one.fields.get("step"), one.fields.get("sample")
     values = (
-        *(one.row, one.file, step if isinstance(step, int) else None, str(trajectory.group)),
+        *(one.row, 0, step if isinstance(step, int) else None, str(trajectory.group)),
         *(given if isinstance(given, int) else sample, trajectory.kind, detail["return"]),
         *(_success(trajectory), sum(call["malformed"] is not None for call in detail["calls"])),
         *(len(detail["calls"]), sum(call["match"] is None for call in detail["calls"]), len(turns)),
