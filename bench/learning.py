@@ -22,13 +22,20 @@ from typing import Any
 import numpy as np
 from environment import environment
 
+from matchtir.tasks import embedded_tasks, write_tasks
+from matchtir.tasks.embedded import EmbeddedConfig
+
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results" / "learning"
 WORK = FOLDER.parent / "runs" / "learning"
 
 STEPS = 100
 EVERY = 20  # steps between evaluations on the 200 held-out tasks, greedy
-MIXES = ("sparse", "easy")
+CHAINS = "chains"
+MIXES = ("sparse", "easy", CHAINS)
+# The sets of generated tasks by name, and one in which right answers are rare at the start: each task is a
+# chain of four calls, each of which needs what the one before returned.
+HOPS = (4, 4)
 SEEDS = {
     "matchtir-km": 5,
     "grpo": 5,
@@ -47,6 +54,7 @@ CELLS = (
     ("matchtir-km-trajectory", 0.0),
     ("matchtir-km-turn", 0.0),
 )
+CHAINS_CELLS = CELLS[:3]
 METRICS = ("solve_f1", "correct", "calls", "unanswered")
 BOOTSTRAP = 10_000
 
@@ -75,7 +83,7 @@ class Run:
             "config": "embedded",
             "model": warm_start_folder(self.seed),
             "method": self.method,
-            "data.mix": self.mix,
+            **tasks_of(self.mix),
             "seed": self.seed,
             "steps": STEPS,
             "evaluation.every": EVERY,
@@ -99,9 +107,26 @@ def runs(only: Sequence[str] = ()) -> list[Run]:
         Run(method, penalty, mix, seed)
         for method, penalty in CELLS
         for mix in MIXES
+        if mix != CHAINS or (method, penalty) in CHAINS_CELLS
         for seed in range(1, SEEDS.get(method, OTHER_SEEDS) + 1)
     ]
     return [run for run in found if not only or run.method in only]
+
+
+def tasks_of(mix: str) -> dict[str, Any]:
+    """The settings that name the tasks of a mix."""
+    if mix != CHAINS:
+        return {"data.mix": mix}
+    return {"tasks": WORK / f"{mix}-train.jsonl", "eval_tasks": WORK / f"{mix}-test.jsonl"}
+
+
+def write_chains() -> None:
+    """The tasks of the chains, unless they are there."""
+    config = EmbeddedConfig(mix={"multi_hop": 1.0}, hops=HOPS)
+    WORK.mkdir(parents=True, exist_ok=True)
+    for (_, path), split in zip(tasks_of(CHAINS).items(), ("train", "test"), strict=True):
+        if not path.is_file():
+            write_tasks(path, embedded_tasks(config, split))
 
 
 def warm_start_folder(seed: int) -> Path:
@@ -127,6 +152,8 @@ def make_warm_start(seed: int) -> None:
 
 def do(run: Run) -> None:
     """Train, and keep what came of it as one file."""
+    if run.mix == CHAINS:
+        write_chains()
     call(run.command(), WORK / f"{run.name}.log")
     summary = json.loads((WORK / run.name / "summary.json").read_bytes())
     points = {}
@@ -195,7 +222,7 @@ def interval(values: Sequence[float]) -> str:
     array = np.array(values)
     drawn = np.random.default_rng(0).choice(array, (BOOTSTRAP, len(array))).mean(axis=1)
     low, high = np.quantile(drawn, (0.025, 0.975))
-    return f"{array.mean():.3f}" + (f" ({low:.3f}–{high:.3f})" if len(array) > 1 else "")
+    return f"{array.mean():.3f}" + (f" ({low:.3f} to {high:.3f})" if len(array) > 1 else "")
 
 
 def _last_f1(result: Any) -> float:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from matchtir.tasks import read_tasks
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / "bench").exists(), reason="needs a checkout with bench/")
 
@@ -38,7 +40,9 @@ def test_every_cell_has_its_seeds(learning):
     for method, penalty in learning.CELLS:
         for mix in learning.MIXES:
             seeds = [x.seed for x in found if (x.method, x.penalty, x.mix) == (method, penalty, mix)]
-            assert seeds == list(range(1, (5 if method in ("matchtir-km", "grpo") else 3) + 1))
+            count = 5 if method in ("matchtir-km", "grpo") else 3
+            compared = mix != learning.CHAINS or (method, penalty) in learning.CHAINS_CELLS
+            assert seeds == list(range(1, count + 1)) * compared
 
 
 def test_commands_are_settings_that_the_trainer_takes(learning):
@@ -48,10 +52,23 @@ def test_commands_are_settings_that_the_trainer_takes(learning):
     for run in learning.runs():
         command = run.command()
         config = request_of(command[command.index("train") + 1 :]).config
-        assert (config.method, config.data.mix, config.seed) == (run.method, run.mix, run.seed)
+        assert (config.method, config.seed) == (run.method, run.seed)
+        if run.mix == learning.CHAINS:
+            assert (config.tasks, config.eval_tasks) == tuple(map(str, learning.tasks_of(run.mix).values()))
+        else:
+            assert (config.tasks, config.data.mix) == ("embedded", run.mix)
         assert config.steps == learning.STEPS
         if run.penalty is not None:
             assert config.credit.penalty == run.penalty
+
+
+def test_chains_are_tasks_of_four_calls_one_after_the_other(learning):
+    learning.write_chains()
+    for path in learning.tasks_of(learning.CHAINS).values():
+        with read_tasks(path) as rows:
+            tasks = [row.task for row in rows]
+        assert {(task.kind, len(task.gold_calls)) for task in tasks} == {("multi_hop", 4)}
+    assert len(tasks) == 200
 
 
 def test_what_is_done_is_not_done_again(learning, monkeypatch):
@@ -89,7 +106,7 @@ def test_table_holds_means_intervals_and_the_lowest_seed(learning):
     assert len(lines) == 3
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert cells[:4] == ["easy", "grpo", "—", "5"]
-    mean, low, high = cells[7].replace("(", "").replace(")", "").replace("–", " ").split()
+    mean, low, high = cells[7].replace("(", "").replace(")", "").replace(" to ", " ").split()
     assert float(mean) == 0.6
     assert 0.4 < float(low) < 0.6 < float(high) < 0.8
     assert cells[-2:] == ["0.400", "—"]
@@ -97,5 +114,5 @@ def test_table_holds_means_intervals_and_the_lowest_seed(learning):
     for run, f1 in zip(rivals, (0.5, 0.7, 0.9), strict=True):
         result(learning, run, f1)
     (line,) = (line for line in learning.table().splitlines() if "matchtir-ot" in line)
-    less = line.split("|")[-2].strip().replace("(", "").replace(")", "").replace("–", " ").split()
+    less = line.split("|")[-2].strip().replace("(", "").replace(")", "").replace(" to ", " ").split()
     assert less == ["0.200", "0.100", "0.300"]
