@@ -30,12 +30,14 @@ SHORT = {
     "update.group_size": 2,
     "update.minibatches": 1,
     "rollout.max_turns": 2,
-    "rollout.max_prompt_tokens": 7000,
-    "rollout.max_response_tokens": 400,
+    "rollout.max_response_tokens": 100,
     "rollout.tool_workers": 1,
     "policy.dtype": "float32",
     "policy.attn_implementation": "sdpa",
 }
+
+
+LONG_PROMPT = "--rollout.max_prompt_tokens=7000"  # the tiny model has a token for each byte
 
 
 @contextmanager
@@ -56,7 +58,8 @@ def stand_ins(folder: Path, text: str) -> Iterator[dict[str, str]]:
         write_task_file(folder / name)
     with OpenAIServer(scripted([says("<answer>1</answer>")])) as server:
         path = os.pathsep.join([str(made / "bin"), os.environ["PATH"]])
-        yield {**os.environ, "PATH": path, "STAND_IN_MODEL": str(made / "model"), "STAND_IN_URL": server.url}
+        given = {"STAND_IN_MODEL": str(made / "model"), "STAND_IN_URL": server.url}
+        yield {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **given}
 
 
 def write_task_file(path: Path) -> None:
@@ -105,20 +108,15 @@ def main(name: str, words: list[str]) -> None:
         if unknown := {extra for names in asked for extra in names.split(",")} - set(known):
             sys.exit(f"no extra is named {', '.join(sorted(unknown))}")
         return
-    given = [os.environ["STAND_IN_MODEL"] if word.startswith("Qwen/") else word for word in words]
+    model = os.environ["STAND_IN_MODEL"]
+    given = [model if word.startswith("Qwen/") else word for word in words]
     given = [os.environ["STAND_IN_URL"] if word == ENDPOINT else word for word in given]
     short = [f"--{key}={value}" for key, value in SHORT.items()]
+    if model in given or name == "torchrun":
+        short.append(LONG_PROMPT)
     if name == "torchrun":
         given[given.index("--nproc_per_node") + 1] = "2"
-        begin = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            *given,
-            *short,
-            "--model",
-            os.environ["STAND_IN_MODEL"],
-        ]
+        begin = ["-m", "torch.distributed.run", "--standalone", *given, *short, "--model", model]
     elif given[0] == "warmstart":
         quick_warm_start(given)
         return
