@@ -31,11 +31,11 @@ WORK = FOLDER.parent / "runs" / "learning"
 
 STEPS = 100
 EVERY = 20  # steps between evaluations on the 200 held-out tasks, greedy
+# Of the chains right answers are rare at the start: each task is four calls, each of which needs what the one
+# before returned.
 CHAINS = "chains"
-MIXES = ("sparse", "easy", CHAINS)
-# The sets of generated tasks by name, and one in which right answers are rare at the start: each task is a
-# chain of four calls, each of which needs what the one before returned.
 HOPS = (4, 4)
+MIXES = ("sparse", "easy", CHAINS)
 SEEDS = {
     "matchtir-km": 5,
     "grpo": 5,
@@ -124,7 +124,7 @@ def write_chains() -> None:
     """The tasks of the chains, unless they are there."""
     config = EmbeddedConfig(mix={"multi_hop": 1.0}, hops=HOPS)
     WORK.mkdir(parents=True, exist_ok=True)
-    for (_, path), split in zip(tasks_of(CHAINS).items(), ("train", "test"), strict=True):
+    for path, split in zip(tasks_of(CHAINS).values(), ("train", "test"), strict=True):
         if not path.is_file():
             write_tasks(path, embedded_tasks(config, split))
 

@@ -10,14 +10,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("matchtir", "torchrun", "pip", "make")
@@ -78,29 +75,12 @@ def write_task_file(path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
-def training_names() -> dict[str, Any]:
-    """What Python blocks find: the outputs of a random model for three rollouts of six tokens."""
-    import numpy as np
-    import torch
-
-    import matchtir as mt
-
-    torch.manual_seed(0)
-    spans = mt.spans_from_mask(np.array([[0, 1, 1, 0, 1, 1], [0, 1, 1, 0, 1, 0], [0, 1, 0, 0, 0, 0]]))
-    model = torch.nn.Sequential(torch.nn.Embedding(32, 8), torch.nn.Linear(8, 32, bias=False))
-    model.lm_head = model[1]
-    input_ids = torch.randint(32, (3, 6))
-    hidden = model[0](input_ids)
-    old_logps, _ = mt.token_logps(hidden.detach(), model.lm_head.weight.detach(), input_ids, spans)
-    return {"model": model, "hidden": hidden, "input_ids": input_ids, "spans": spans, "old_logps": old_logps}
-
-
 def main(name: str, words: list[str]) -> None:
     """One of the commands; it goes on as the real one, or ends this process."""
     if name == "make":
-        real = shutil.which("make", path=os.defpath)
-        assert real is not None
-        subprocess.run([real, "-n", *words], cwd=ROOT, check=True)
+        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+        if unknown := {word for word in words if "=" not in word} - targets:
+            sys.exit(f"no target is named {', '.join(sorted(unknown))}")
         return
     if name == "pip":
         known = metadata.metadata("matchtir").get_all("Provides-Extra") or []

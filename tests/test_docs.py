@@ -104,8 +104,6 @@ def run_page(path: Path) -> int:
 
             env = stack.enter_context(docs_stand_ins.stand_ins(Path.cwd(), helped))
         for block in ran:
-            if block.mark == STAND_INS and block.language == "python":
-                names.update(docs_stand_ins.training_names())
             printed = printed_by(block, names, env if block.mark == STAND_INS else None)
             if block.shown is not None and printed != block.shown:
                 raise AssertionError(

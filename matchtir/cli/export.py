@@ -19,8 +19,10 @@ _HELP = """\
 Write the model of a run, or of one of its checkpoints, as a folder that transformers, vLLM and others load.
 
 Of a run it is the checkpoint of the best evaluation, or the newest if none was evaluated. A checkpoint that
-holds weights is copied; else the weights are put together from what the processes saved. That is
-pickles, and the settings of the run name the model, perhaps with code of its own: no run of a stranger."""
+holds weights is copied; else the weights are put together from what the processes saved.
+
+Do not export a stranger's run: what the processes saved is pickles, and the settings of a run name its model,
+perhaps with code of its own."""
 _EXAMPLES = """\
 examples:
   matchtir export runs/embedded -o model

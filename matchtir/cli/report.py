@@ -18,6 +18,7 @@ from ..report.inspector.watch import PageServer
 from ..rows import whole_file
 from ..train.run_files import (
     CONFIG,
+    EVALUATIONS,
     METRICS,
     ROLLOUTS,
     files_of_steps,
@@ -140,7 +141,7 @@ def _of_run(folder: Path, args: argparse.Namespace, config: CreditConfig, tokens
 
 def _version(folder: Path) -> str:
     """A text that changes when the run has gone on."""
-    files = [folder / METRICS, *files_of_steps(folder / ROLLOUTS), *files_of_steps(folder / "evaluations")]
+    files = [folder / METRICS, *files_of_steps(folder / ROLLOUTS), *files_of_steps(folder / EVALUATIONS)]
     newest = [(one.name, *state_of(one)) for one in files if one.is_file()]
     return str(hash(tuple(newest)))
 

@@ -44,7 +44,10 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def read_evaluations(path: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
-    """The metrics of the evaluations of the run in a folder, by step, ascending."""
+    """The metrics of the evaluations of the run in a folder, by step, ascending.
+
+    Raises InputError if a file is no JSON, or holds no metrics.
+    """
     files = [file for file in files_of_steps(Path(path) / EVALUATIONS) if file.suffix == ".json"]
     found = {step_of(file): _read_json(file) for file in sorted(files)}
     for step, one in found.items():
